@@ -1,0 +1,203 @@
+"""What the scheduler's engine needs from the outside, as Protocols; the adapters implement them, `app` joins them.
+
+`Store` is the cluster's memory: a linearizable key-value store with revisions (etcd in production, `memory_store` in one process). Every
+write is a transaction whose compares are its guards. A write whose outcome is not known is `OutcomeUnknown`, never a silent retry.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as the store had it. Revisions are the store's global counter; `version` counts writes since creation."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """Guard: the key's last change is `mod_revision`; 0 means the key must not exist."""
+
+    key: str
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class SameCreation:
+    """Guard: the key was created at `create_revision` (a leader's term); 0 means the key must not exist."""
+
+    key: str
+    create_revision: int
+
+
+Compare = Unchanged | SameCreation
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a value, bound to a lease if `lease_id` is not 0."""
+
+    key: str
+    value: bytes
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a key; removing an absent one is not an error."""
+
+    key: str
+
+
+Write = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """All compares held and all writes are durable at `revision`."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """At least one compare failed; nothing was written.
+
+    `current` has each compared key as it is now (None: absent), in the order of the compares.
+    """
+
+    revision: int
+    current: tuple[KeyValue | None, ...]
+
+
+TxnResult = Committed | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every key under a prefix at one revision, in key order."""
+
+    revision: int
+    items: tuple[KeyValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """One linearizable read: the key (None: absent) and the store's revision at that read."""
+
+    revision: int
+    item: KeyValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPut:
+    item: KeyValue
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDeleted:
+    key: str
+    mod_revision: int
+
+
+KeyEvent = KeyPut | KeyDeleted
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """Events of one or more whole revisions, in order, never a part of a revision.
+
+    Empty `events`: progress, everything up to `revision` was delivered.
+    """
+
+    revision: int
+    events: tuple[KeyEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """`version` as the server reports it ("3.4.23"); `cluster_id` in hex; database size for the alarm."""
+
+    version: str
+    cluster_id: str
+    db_size_bytes: int
+    is_etcd: bool
+
+
+class StoreUnavailable(Exception):
+    """A read did not happen, or a write certainly did not: no server answered."""
+
+
+class OutcomeUnknown(Exception):
+    """A write was sent and its reply was lost: it may or may not have happened. Read back before doing anything else."""
+
+
+class RevisionCompacted(Exception):
+    """The revision asked for is gone; list again. `compact_revision` is the oldest one still known (0: not told)."""
+
+    def __init__(self, compact_revision: int) -> None:
+        super().__init__(f"compacted at revision {compact_revision}")
+        self.compact_revision = compact_revision
+
+
+class LeaseLost(Exception):
+    """The lease is gone or its local deadline (time of the last successful renewal's *send* + TTL) has passed."""
+
+
+class Lease(Protocol):
+    """A hint of liveness, never a lock (etcd can revoke leases that are renewed, and keep dead ones)."""
+
+    @property
+    def lease_id(self) -> int: ...
+
+    async def keep_alive(self) -> None:
+        """Renew until cancelled; raises LeaseLost when the lease is gone or its local deadline has passed."""
+
+    async def revoke(self) -> None:
+        """Give it up now, best effort, bounded by a short deadline; never raises StoreUnavailable."""
+
+
+class Store(Protocol):
+    """A linearizable key-value store with revisions. Every call has a deadline of its own; none retries a write."""
+
+    async def get(self, key: str) -> Got:
+        """Linearizable read. Raises StoreUnavailable."""
+
+    async def list(self, prefix: str, *, revision: int = 0) -> Listing:
+        """All keys under the prefix at one revision (0: the newest, linearizable), fetched in pages pinned to that revision.
+
+        Raises StoreUnavailable, RevisionCompacted.
+        """
+
+    async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> TxnResult:
+        """All or nothing. At most MAX_TXN_OPS compares and as many writes (ValueError above). Raises StoreUnavailable, OutcomeUnknown."""
+
+    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
+        """Every event with revision >= from_revision, once and in order.
+
+        Across lost connections it reconnects for ever, resuming after the last revision delivered. Progress batches come at least every
+        PROGRESS_INTERVAL_S while connected. Raises RevisionCompacted.
+        """
+
+    async def grant(self, ttl_s: int) -> Lease:
+        """A new lease. Raises StoreUnavailable, OutcomeUnknown."""
+
+    async def status(self) -> StoreStatus:
+        """Raises StoreUnavailable."""
+
+    async def close(self) -> None:
+        """Cancel every stream and close the channel."""
+
+
+MAX_TXN_OPS = 128
+"""etcd's default --max-txn-ops; one more is refused by the server."""
+
+PROGRESS_INTERVAL_S = 5.0
+"""How often a quiet watch confirms how far it has come: bounds the staleness of the mirror and of bookmarks."""
