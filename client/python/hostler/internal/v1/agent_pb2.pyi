@@ -564,19 +564,23 @@ class DiskIdentity(_message.Message):
 
     VOLUME_UID_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     volume_uid: _builtins.str
     """The volume's uid."""
     identity: _builtins.str
     """File system id and inode, as text."""
+    path: _builtins.str
+    """Where the reporting host has it; the destination's goes into the domain it will receive."""
     def __init__(
         self,
         *,
         volume_uid: _builtins.str = ...,
         identity: _builtins.str = ...,
+        path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "volume_uid", b"volume_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "path", b"path", "volume_uid", b"volume_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,295 @@
+"""What the agent's engine needs from the outside, as Protocols; the adapters implement them, `app` joins them.
+
+Three hypervisors stand behind `Hypervisor` (libvirt on QEMU, libvirt's test driver where it suffices, a simulated one) and pass one contract suite.
+An adapter raises `HypervisorUnavailable` when it cannot be asked, `HypervisorRefused` when the answer is no.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.owner import OwnerRead
+
+
+class HypervisorUnavailable(Exception):
+    """The hypervisor does not answer in time, or the connection to it is lost. What was asked may or may not have happened: look again."""
+
+
+class HypervisorRefused(Exception):
+    """The hypervisor answered no. `str()` is one sentence safe to show."""
+
+
+class Power(StrEnum):
+    """What a domain is doing."""
+
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    """Not executing, for a reason that the other values do not name (user, I/O error, starting up)."""
+    INCOMING = "INCOMING"
+    """Destination of a migration that is not complete."""
+    SWITCHED = "SWITCHED"
+    """Source of a migration, stopped by the switchover: its images are inactive."""
+    CRASHED = "CRASHED"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTag:
+    """What a domain carries in its metadata: which VM it is, under which epoch it runs, and which operation made this copy."""
+
+    vm_uid: str
+    epoch: int
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DomainView:
+    """One domain of the hypervisor. `tag` is None for a domain that Hostler did not make. `pid` is QEMU's, 0 where there is none."""
+
+    name: str
+    uuid: str
+    power: Power
+    tag: CopyTag | None
+    vcpus: int
+    memory_mib: int
+    pid: int = 0
+
+
+class EventKind(StrEnum):
+    """What happened to a domain."""
+
+    STARTED = "STARTED"
+    RESUMED = "RESUMED"
+    SUSPENDED = "SUSPENDED"
+    SWITCHED = "SWITCHED"
+    """Source: suspended by the switchover of a migration."""
+    ARRIVED = "ARRIVED"
+    """Destination: the copy is complete and paused."""
+    STOPPED = "STOPPED"
+    STOPPED_MIGRATED = "STOPPED_MIGRATED"
+    """Source: ended because it migrated away."""
+    CRASHED = "CRASHED"
+    CONNECTION_LOST = "CONNECTION_LOST"
+    """No domain: the hypervisor went away; `vm_uid` is empty."""
+    CONNECTION_BACK = "CONNECTION_BACK"
+    """No domain: it is back, everything is to be looked at again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """One event. `at_ms` is the host's wall clock when it was received."""
+
+    kind: EventKind
+    vm_uid: str
+    at_ms: int
+
+
+class Locks(StrEnum):
+    """Whether a copy can still write to its exclusive disks, as the storage itself says."""
+
+    FREE = "FREE"
+    HELD = "HELD"
+    UNPROVABLE = "UNPROVABLE"
+    """The disks have no lock that can be asked: the hypervisor's word that it migrated away is needed instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationSockets:
+    """Unix sockets on the source that lead to the destination: its libvirt, and its waiting QEMU (the same path on both hosts)."""
+
+    libvirt: str
+    qemu: str
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationProgress:
+    """Bytes of memory and disk; `downtime_ms` as the hypervisor counts it, 0 before it knows."""
+
+    bytes_done: int
+    bytes_total: int
+    rate_bytes_per_s: int
+    downtime_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorFacts:
+    """Versions for a person; `acceleration` "KVM" | "EMULATION" | "SIMULATION", proved by running something; `confinement` as in Node."""
+
+    description: str
+    acceleration: str
+    confinement: str
+
+
+class Hypervisor(Protocol):
+    """Domains of one host. Calls are bounded by deadlines; one stuck domain never delays another."""
+
+    async def facts(self) -> HypervisorFacts: ...
+
+    async def domains(self) -> tuple[DomainView, ...]:
+        """Every domain there is, ours or not."""
+
+    async def domain(self, vm_uid: str) -> DomainView | None:
+        """The domain of one VM, asked now; None: there is none."""
+
+    async def create_paused(self, spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainView:
+        """A transient domain, not executing yet. `disk_paths` by volume uid. Refused if it exists."""
+
+    async def resume(self, vm_uid: str) -> None:
+        """Let it execute; taking the write locks of its images is part of it. No error if it runs."""
+
+    async def press_power_button(self, vm_uid: str) -> None: ...
+
+    async def reboot(self, vm_uid: str) -> None:
+        """Ask the guest to reboot."""
+
+    async def reset(self, vm_uid: str) -> None: ...
+
+    async def destroy(self, vm_uid: str) -> None:
+        """Take its power and wait until it is gone; no error if it is gone. SIGKILL through a pidfd where it does not go by itself."""
+
+    def freeze(self, vm_uid: str) -> bool:
+        """SIGSTOP its process at once, without asking the hypervisor (it must not block); False: there is no process."""
+
+    def thaw(self, vm_uid: str) -> bool:
+        """SIGCONT its process; False: there is none."""
+
+    def is_frozen(self, vm_uid: str) -> bool:
+        """Whether its process is stopped by a signal."""
+
+    async def kill(self, vm_uid: str) -> None:
+        """SIGKILL its process through a pidfd and wait until it is dead (4-12 ms); works while it is frozen; no error if there is none."""
+
+    async def locks(self, disk_paths: tuple[str, ...]) -> Locks:
+        """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes)."""
+
+    async def migrate(
+        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
+    ) -> None:
+        """Copy it to the destination, where it arrives paused and carries `tag`; `disk_paths` are the destination's. Returns when libvirt
+        says that it is there. Raises HypervisorRefused or HypervisorUnavailable: neither is a verdict, look at both ends.
+        Cancelling this call does not stop the migration; `abort_migration` does."""
+
+    async def abort_migration(self, vm_uid: str) -> None:
+        """Stop the copying; no error if there is none."""
+
+    async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
+        """Of a running migration; None: there is none."""
+
+    def libvirt_socket(self) -> str:
+        """The socket that an incoming migration's tunnel leads to."""
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Every event from now on, to each caller of its own; bounded queue, a reader that falls behind gets CONNECTION_BACK (look again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system."""
+
+    pool_id: str
+    shared: bool
+    fingerprint: str
+    total_mib: int
+    free_mib: int
+    ofd_locks: bool
+    images: tuple[str, ...]
+
+
+class PoolMissing(Exception):
+    """No pool, or no image, of that name on this host. `str()` is one sentence safe to show."""
+
+
+class PoolFull(Exception):
+    """The file system has no room. `str()` is one sentence safe to show."""
+
+
+class Volumes(Protocol):
+    """Volumes in directory pools. A volume's file is named after its uid; nothing from the API becomes part of a path."""
+
+    async def pools(self) -> tuple[PoolView, ...]: ...
+
+    async def ensure(self, volume: VolumeSpec) -> int:
+        """Make it if it is not there, whole or not at all; returns its size in MiB. Raises PoolMissing, PoolFull."""
+
+    async def remove(self, volume: VolumeSpec) -> None:
+        """Remove its file; no error if it is gone. Raises PoolMissing."""
+
+    async def uids(self, pool_id: str) -> tuple[str, ...]:
+        """The volumes whose files are there."""
+
+    def path(self, pool_id: str, volume_uid: str, image_format: str) -> str:
+        """Where its file is. Raises PoolMissing."""
+
+    async def identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
+        """File system and inode of its file: equal on two hosts if and only if it is the same file. Raises PoolMissing if it is not there."""
+
+
+class StateFiles(Protocol):
+    """What the agent must not forget over a crash: small files, each replaced atomically and synced before the call returns."""
+
+    def load(self, kind: str) -> Mapping[str, bytes]:
+        """Every file of a kind ("vms", "handoffs", "operations"), by key."""
+
+    async def save(self, kind: str, key: str, value: bytes) -> None: ...
+
+    async def remove(self, kind: str, key: str) -> None: ...
+
+
+class Tunnel(Protocol):
+    """The mutually authenticated way between the two hosts of one handoff; open for that handoff alone."""
+
+    async def open_incoming(self, operation_id: str, source_node_id: str) -> str:
+        """Destination: listen for exactly that node; returns host:port. Again for the same operation: the same listener."""
+
+    async def close_incoming(self, operation_id: str) -> None: ...
+
+    async def open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
+        """Source: two unix sockets whose connections end at the destination's libvirt and QEMU."""
+
+    async def close_outgoing(self, operation_id: str) -> None: ...
+
+
+class OwnerAuthority(Protocol):
+    """Who may run what: the scheduler's store in a cluster, the agent's own files standalone."""
+
+    async def owner(self, vm_uid: str) -> OwnerRead | None:
+        """Read linearizably, now; None: no such VM. Raises AuthorityUnavailable."""
+
+    async def commit_handoff(self, vm_uid: str, operation_id: str, owner_revision: int) -> OwnerRead:
+        """H5iii; answers the record as it is afterwards. Raises AuthorityUnavailable: ask again."""
+
+
+class AuthorityUnavailable(Exception):
+    """Nobody who knows the owner answers now."""
+
+
+class Peer(Protocol):
+    """The other agent of a handoff."""
+
+    async def await_arrival(self, operation_id: str, node_id: str, endpoint: str) -> bool:
+        """True: the copy is there, complete and paused. False: the other end gave up. Raises PeerUnavailable."""
+
+    async def note_committed(self, operation_id: str, node_id: str, endpoint: str) -> bool:
+        """True: the guest runs there now. Raises PeerUnavailable."""
+
+
+class PeerUnavailable(Exception):
+    """The other agent does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTotals:
+    """What the host has: thousandths of CPU, MiB of memory by NUMA cell, bridges that guests can be attached to."""
+
+    boot_id: str
+    cpu_milli: int
+    memory_mib_by_cell: Mapping[int, int]
+    bridges: tuple[str, ...]
+
+
+class HostFacts(Protocol):
+    """The host itself."""
+
+    async def totals(self) -> HostTotals: ...
