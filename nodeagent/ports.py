@@ -1,6 +1,7 @@
 """What the agent's engine needs from the outside, as Protocols; the adapters implement them, `app` joins them.
 
-Three hypervisors stand behind `Hypervisor` (libvirt on QEMU, libvirt's test driver where it suffices, a simulated one) and pass one contract suite.
+Three hypervisors stand behind `Hypervisor` (libvirt on QEMU, libvirt's test driver where it suffices, a simulated one) and pass one
+contract suite.
 An adapter raises `HypervisorUnavailable` when it cannot be asked, `HypervisorRefused` when the answer is no.
 """
 
@@ -181,7 +182,7 @@ class Hypervisor(Protocol):
         """The socket that an incoming migration's tunnel leads to."""
 
     def events(self) -> AsyncIterator[DomainEvent]:
-        """Every event from now on, to each caller of its own; bounded queue, a reader that falls behind gets CONNECTION_BACK (look again)."""
+        """Every event from now on, to each caller of its own; one that falls behind its bounded queue gets CONNECTION_BACK (look again)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ class Volumes(Protocol):
         """Where its file is. Raises PoolMissing."""
 
     async def identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
-        """File system and inode of its file: equal on two hosts if and only if it is the same file. Raises PoolMissing if it is not there."""
+        """File system and inode of its file: equal on two hosts if and only if it is the same file. Raises PoolMissing."""
 
 
 class StateFiles(Protocol):

@@ -1,0 +1,48 @@
+"""What a placement decision sees: nodes with their sums and their health at one store revision, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from hostler.model.quantities import Quantities, at_least_zero, minus
+from scheduler.core.records import LedgerRecord, NodeRecord
+
+
+class Health(StrEnum):
+    """Whether a node answers, by its heartbeats. SILENT is no proof that its guests are gone."""
+
+    READY = "READY"
+    HYPERVISOR_DOWN = "HYPERVISOR_DOWN"
+    SILENT = "SILENT"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as a decision sees it. `ledger_revision` is the ledger's mod revision: the guard of any claim made on this view."""
+
+    node: NodeRecord
+    ledger: LedgerRecord
+    ledger_revision: int
+    health: Health
+
+    @property
+    def free(self) -> Quantities:
+        return at_least_zero(minus(self.ledger.allocatable, self.ledger.claimed))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A shared pool's sums."""
+
+    pool_id: str
+    ledger: LedgerRecord
+    ledger_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster at one revision. Nodes in order of their ids."""
+
+    revision: int
+    nodes: tuple[NodeView, ...]
+    shared_pools: Mapping[str, PoolView] = field(default_factory=dict)
