@@ -1,9 +1,12 @@
 """Every record in the store, as values: what the cluster has decided, and nothing that can be measured again.
 
-Keys (all built here): `vm/<vm>` spec, owner, epoch · `claim/<node>/<vm>` one VM's share of one node · `ledger/<node>` the node's sums, the only
-capacity compare · `pool/<pool>` the sums of a shared pool · `node/<node>` · `volume/<volume>` · `flavor/<flavor>` · `op/<id>` the journal. They lie
-under STATE, which replicas watch. Heartbeats (`HEARTBEATS`) and the leader's key (`LEADER`) lie outside it. Values are JSON, so that an operator reads
-them with etcdctl. Times are milliseconds of wall clock: to be shown, never to be decided on.
+Keys, all built here, lie under STATE, which replicas watch:
+  vm/<vm>             spec, owner, epoch          claim/<node>/<vm>   one VM's share of one node
+  ledger/<node>       the node's sums             pool/<pool>         the sums of a shared pool
+  node/<node>         what a node said            volume/<volume>, flavor/<flavor>
+  op/<id>             the journal
+The two kinds of sums are the only capacity compares. Heartbeats (`HEARTBEATS`) and the leader's key (`LEADER`) lie outside STATE. Values are
+JSON, so that an operator reads them with etcdctl. Times are milliseconds of wall clock: to be shown, never to be decided on.
 """
 
 from dataclasses import dataclass, field

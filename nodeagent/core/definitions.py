@@ -1,0 +1,88 @@
+"""What this host has been told about its VMs and its handoffs: the records that the agent keeps over a crash, and the epoch rule.
+
+The rule: a command under an epoch older than one the host has seen for that VM is refused; a newer one is remembered before it is acted on.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hostler.model.copy import Stage
+from hostler.model.domain import DomainSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Who commands: the operation, the VM, its epoch, and the store revision of the owner record that the driver acted on."""
+
+    operation_id: str
+    vm_uid: str
+    epoch: int
+    owner_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A VM that this host holds (or, `incoming`, is to receive): its charge is in the host's ledger as long as this exists."""
+
+    spec: DomainSpec
+    epoch: int
+    operation_id: str
+    incoming: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """The destination's end of a handoff. `stage` is PREPARED, FINISHED or ABORTED."""
+
+    operation_id: str
+    vm_uid: str
+    source_node_id: str
+    epoch: int
+    stage: Stage
+    resume_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTarget:
+    """A volume as the destination sees it: its identity (to be the same here) and its path there."""
+
+    volume_uid: str
+    identity: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """The source's end of a handoff. `owner_revision` is that of the HANDOFF record: read before the copy is ever inspected."""
+
+    operation_id: str
+    vm_uid: str
+    epoch: int
+    owner_revision: int
+    destination_node_id: str
+    destination_endpoint: str
+    tunnel_endpoint: str
+    disks: tuple[DiskTarget, ...]
+    bandwidth_mib_s: int
+    stage: Stage
+    error: str = ""
+    begin_ms: int = 0
+    suspend_ms: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    hypervisor_downtime_ms: int = 0
+
+
+class EpochVerdict(StrEnum):
+    """What an epoch in a command means to a host that knows another."""
+
+    CURRENT = "CURRENT"
+    NEWER = "NEWER"
+    STALE = "STALE"
+
+
+def judge_epoch(known: int, commanded: int) -> EpochVerdict:
+    """Compare a command's epoch with the highest one seen."""
+    if commanded < known:
+        return EpochVerdict.STALE
+    return EpochVerdict.NEWER if commanded > known else EpochVerdict.CURRENT

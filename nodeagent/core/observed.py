@@ -1,0 +1,83 @@
+"""What was seen on this host, as values: domains, locks, pools, totals. The ports hand them in, the core decides on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Power(StrEnum):
+    """What a domain is doing."""
+
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    """Not executing, for a reason that the other values do not name (user, I/O error, starting up)."""
+    INCOMING = "INCOMING"
+    """Destination of a migration that is not complete."""
+    SWITCHED = "SWITCHED"
+    """Source of a migration, stopped by the switchover: its images are inactive."""
+    CRASHED = "CRASHED"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTag:
+    """What a domain carries in its metadata: which VM it is, under which epoch it runs, and which operation made this copy."""
+
+    vm_uid: str
+    epoch: int
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DomainView:
+    """One domain of the hypervisor. `tag` is None for a domain that Hostler did not make. `pid` is QEMU's, 0 where there is none."""
+
+    name: str
+    uuid: str
+    power: Power
+    tag: CopyTag | None
+    vcpus: int
+    memory_mib: int
+    pid: int = 0
+
+
+class Locks(StrEnum):
+    """Whether a copy can still write to its exclusive disks, as the storage itself says."""
+
+    FREE = "FREE"
+    HELD = "HELD"
+    UNPROVABLE = "UNPROVABLE"
+    """The disks have no lock that can be asked: the hypervisor's word that it migrated away is needed instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationProgress:
+    """Bytes of memory and disk; `downtime_ms` as the hypervisor counts it, 0 before it knows."""
+
+    bytes_done: int
+    bytes_total: int
+    rate_bytes_per_s: int
+    downtime_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system."""
+
+    pool_id: str
+    shared: bool
+    fingerprint: str
+    total_mib: int
+    free_mib: int
+    ofd_locks: bool
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostTotals:
+    """What the host has: thousandths of CPU, MiB of memory by NUMA cell, bridges that guests can be attached to."""
+
+    boot_id: str
+    cpu_milli: int
+    memory_mib_by_cell: Mapping[int, int]
+    bridges: tuple[str, ...]

@@ -1,0 +1,110 @@
+"""The source's end of a handoff, as one decision: what is known -> what to do next. The safety of the handoff rests on the order of this table.
+
+The owner record decides first, because it alone is true for everybody:
+  - another epoch than ours: somebody committed (or took over). Our copy must never run again: kill it.
+  - ours, RUNNING, our epoch: the handoff was aborted. The copy goes on, and only now (abort before continue).
+  - ours, HANDOFF by this operation: go on. Once the copy has arrived: freeze, inspect while frozen, commit. A commit is asked for only when the
+    frozen source is switched over and holds no lock, or when the hypervisor says that it is gone because it migrated away.
+  - not known now: change nothing.
+There is no memory but the arguments, so a restarted agent takes the same decisions.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hostler.model.copy import Copy
+from hostler.model.owner import OwnerRead, OwnerState
+from nodeagent.core.definitions import Outgoing
+from nodeagent.core.observed import Locks
+
+
+class Copying(StrEnum):
+    """The hypervisor's migration call, as this process knows it."""
+
+    NOT_BEGUN = "NOT_BEGUN"
+    RUNNING = "RUNNING"
+    RETURNED = "RETURNED"
+    """It said that the copy is there."""
+    FAILED = "FAILED"
+    """It said that it failed, which is not a verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known now. `locks` is None before the frozen copy was inspected; `copy` is what the hypervisor said after the freeze, if frozen."""
+
+    owner: OwnerRead | None
+    copy: Copy
+    frozen: bool
+    copying: Copying
+    arrived: bool
+    locks: Locks | None
+    lockless: bool
+    """The disks have no lock that can be asked: inspection proves nothing, the hypervisor's word that it migrated away is waited for."""
+
+
+class Act(StrEnum):
+    """What the engine does next."""
+
+    BEGIN_COPY = "BEGIN_COPY"
+    WAIT = "WAIT"
+    FREEZE = "FREEZE"
+    INSPECT = "INSPECT"
+    COMMIT = "COMMIT"
+    KILL = "KILL"
+    FINISH = "FINISH"
+    STOP_COPY = "STOP_COPY"
+    THAW = "THAW"
+    RESUME = "RESUME"
+    ABORTED = "ABORTED"
+    FAIL = "FAIL"
+
+
+GONE = frozenset({Copy.ABSENT, Copy.GONE_MIGRATED})
+
+
+def next_act(handoff: Outgoing, evidence: Evidence) -> Act:
+    """The next step of the source; see the module's docstring for the argument."""
+    if evidence.owner is None:
+        return Act.WAIT
+    owner = evidence.owner.owner
+    if owner.epoch != handoff.epoch:
+        return Act.FINISH if evidence.copy in GONE else Act.KILL
+    if owner.state is OwnerState.HANDOFF and owner.operation_id == handoff.operation_id:
+        return _go_on(evidence)
+    if owner.state is OwnerState.RUNNING:
+        return _go_back(evidence)
+    return Act.WAIT
+
+
+def _go_on(evidence: Evidence) -> Act:
+    if evidence.copy is Copy.GONE_MIGRATED:
+        return Act.COMMIT
+    if evidence.copy is Copy.UNKNOWN:
+        return Act.WAIT
+    if evidence.copy is Copy.ABSENT:
+        return Act.FAIL
+    if evidence.copying is Copying.NOT_BEGUN and not evidence.frozen and evidence.copy is Copy.RUNNING:
+        return Act.BEGIN_COPY
+    if evidence.arrived or evidence.frozen or evidence.copying is Copying.RETURNED:
+        return Act.WAIT if evidence.lockless else _inspect(evidence)
+    return Act.WAIT if evidence.copying is Copying.RUNNING else Act.FAIL
+
+
+def _inspect(evidence: Evidence) -> Act:
+    if not evidence.frozen:
+        return Act.FREEZE
+    if evidence.locks is None:
+        return Act.INSPECT
+    clean = evidence.copy is Copy.SWITCHED and evidence.locks is Locks.FREE
+    return Act.COMMIT if clean else Act.FAIL
+
+
+def _go_back(evidence: Evidence) -> Act:
+    if evidence.frozen:
+        return Act.THAW
+    if evidence.copying is Copying.RUNNING:
+        return Act.STOP_COPY
+    if evidence.copy in (Copy.SWITCHED, Copy.PAUSED):
+        return Act.RESUME
+    return Act.WAIT if evidence.copy is Copy.UNKNOWN else Act.ABORTED
