@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.node import NodeReport
 from hostler.model.owner import OwnerRead
 from nodeagent.core.observed import CopyTag as CopyTag
 from nodeagent.core.observed import DomainView as DomainView
@@ -223,3 +224,20 @@ class HostFacts(Protocol):
     """The host itself."""
 
     async def totals(self) -> HostTotals: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What the cluster answered: this host's incarnation, and how often it wants to hear from it."""
+
+    incarnation: str
+    heartbeat_interval_s: float
+
+
+class SchedulerLink(Protocol):
+    """The way to the scheduler, over any of its replicas. Raises AuthorityUnavailable when none answers; the next call tries the next one."""
+
+    async def register(self, boot_id: str, endpoint: str, report: NodeReport) -> Registration: ...
+
+    async def beat(self, incarnation: str, counter: int, report: NodeReport | None) -> bool:
+        """One heartbeat; returns once it is durable. False: the cluster does not know this incarnation, register again."""

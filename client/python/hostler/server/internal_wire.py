@@ -1,0 +1,230 @@
+"""Internal messages <-> model values: the only place that converts what the two daemons say to each other. Total functions."""
+
+from collections.abc import Iterable, Mapping
+
+from hostler.api.type.v1 import node_pb2, resources_pb2, volume_pb2
+from hostler.internal.v1 import agent_pb2, cluster_link_pb2
+from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass, VolumeSpec
+from hostler.model.node import NodeReport, PoolFacts, VMPower, VMStatus
+from hostler.model.owner import Owner, OwnerRead, OwnerState
+from hostler.model.quantities import Quantities, at_least_zero, minus
+
+SERVICE_CLASSES = {
+    ServiceClass.GUARANTEED: resources_pb2.SERVICE_CLASS_GUARANTEED,
+    ServiceClass.BURSTABLE: resources_pb2.SERVICE_CLASS_BURSTABLE,
+    ServiceClass.BEST_EFFORT: resources_pb2.SERVICE_CLASS_BEST_EFFORT,
+}
+CLASSES_BACK = {wire: model for model, wire in SERVICE_CLASSES.items()}
+
+
+def quantities_to_wire(amounts: Quantities) -> list[resources_pb2.Quantity]:
+    """In order of their keys."""
+    return [resources_pb2.Quantity(key=key, amount=amount) for key, amount in sorted(amounts.items())]
+
+
+def quantities_from_wire(amounts: Iterable[resources_pb2.Quantity]) -> dict[str, int]:
+    return {one.key: one.amount for one in amounts}
+
+
+def ledger_to_wire(total: Quantities, reserved: Quantities, unmanaged: Quantities, claimed: Quantities) -> resources_pb2.Ledger:
+    """The four measured columns, and the two that follow from them."""
+    allocatable = at_least_zero(minus(minus(total, reserved), unmanaged))
+    columns: Mapping[str, Quantities] = {
+        "total": total,
+        "reserved": reserved,
+        "unmanaged": unmanaged,
+        "allocatable": allocatable,
+        "claimed": claimed,
+        "free": at_least_zero(minus(allocatable, claimed)),
+    }
+    ledger = resources_pb2.Ledger()
+    for name, amounts in columns.items():
+        getattr(ledger, name).extend(quantities_to_wire(amounts))
+    return ledger
+
+
+def domain_to_wire(spec: DomainSpec) -> agent_pb2.DomainSpec:
+    return agent_pb2.DomainSpec(
+        vm_uid=spec.vm_uid,
+        vm_id=spec.vm_id,
+        vcpus=spec.vcpus,
+        cpu_floor_milli=spec.cpu_floor_milli,
+        memory_mib=spec.memory_mib,
+        service_class=SERVICE_CLASSES[spec.service_class],
+        disks=[agent_pb2.DiskSpec(volume_uid=d.volume_uid, pool_id=d.pool_id, format=d.format) for d in spec.disks],
+        nics=[agent_pb2.NicSpec(bridge=n.bridge, mac_address=n.mac_address) for n in spec.nics],
+        charged=quantities_to_wire(spec.charged),
+    )
+
+
+def domain_from_wire(spec: agent_pb2.DomainSpec) -> DomainSpec:
+    return DomainSpec(
+        vm_uid=spec.vm_uid,
+        vm_id=spec.vm_id,
+        vcpus=spec.vcpus,
+        cpu_floor_milli=spec.cpu_floor_milli,
+        memory_mib=spec.memory_mib,
+        service_class=CLASSES_BACK[spec.service_class],
+        disks=tuple(DiskSpec(d.volume_uid, d.pool_id, d.format) for d in spec.disks),
+        nics=tuple(NicSpec(n.bridge, n.mac_address) for n in spec.nics),
+        charged=quantities_from_wire(spec.charged),
+    )
+
+
+def volume_to_wire(volume: VolumeSpec) -> agent_pb2.VolumeSpec:
+    return agent_pb2.VolumeSpec(
+        volume_uid=volume.volume_uid, pool_id=volume.pool_id, size_mib=volume.size_mib, image=volume.image, format=volume.format
+    )
+
+
+def volume_from_wire(volume: agent_pb2.VolumeSpec) -> VolumeSpec:
+    return VolumeSpec(volume.volume_uid, volume.pool_id, volume.size_mib, volume.image, volume.format)
+
+
+def status_to_wire(status: VMStatus) -> agent_pb2.VMStatus:
+    return agent_pb2.VMStatus(
+        vm_uid=status.vm_uid,
+        epoch=status.epoch,
+        defined=status.defined,
+        power=agent_pb2.VMStatus.Power.Value(status.power.value),
+        reason=status.reason,
+    )
+
+
+def status_from_wire(status: agent_pb2.VMStatus) -> VMStatus:
+    power = VMPower(agent_pb2.VMStatus.Power.Name(status.power)) if status.power else VMPower.UNKNOWN
+    return VMStatus(status.vm_uid, status.epoch, status.defined, power, status.reason)
+
+
+def report_to_wire(report: HandoffReport) -> agent_pb2.HandoffReport:
+    return agent_pb2.HandoffReport(
+        node_id=report.node_id,
+        operation_id=report.operation_id,
+        copy=agent_pb2.HandoffReport.Copy.Value(report.copy.value),
+        frozen=report.frozen,
+        stage=agent_pb2.HandoffReport.Stage.Value(report.stage.value),
+        error=report.error,
+        bytes_done=report.bytes_done,
+        bytes_total=report.bytes_total,
+        rate_bytes_per_s=report.rate_bytes_per_s,
+        begin_ms=report.begin_ms,
+        suspend_ms=report.suspend_ms,
+        resume_ms=report.resume_ms,
+        hypervisor_downtime_ms=report.hypervisor_downtime_ms,
+    )
+
+
+def report_from_wire(report: agent_pb2.HandoffReport) -> HandoffReport:
+    copy = Copy(agent_pb2.HandoffReport.Copy.Name(report.copy)) if report.copy else Copy.UNKNOWN
+    return HandoffReport(
+        node_id=report.node_id,
+        operation_id=report.operation_id,
+        copy=copy,
+        stage=Stage(agent_pb2.HandoffReport.Stage.Name(report.stage)),
+        frozen=report.frozen,
+        error=report.error,
+        bytes_done=report.bytes_done,
+        bytes_total=report.bytes_total,
+        rate_bytes_per_s=report.rate_bytes_per_s,
+        begin_ms=report.begin_ms,
+        suspend_ms=report.suspend_ms,
+        resume_ms=report.resume_ms,
+        hypervisor_downtime_ms=report.hypervisor_downtime_ms,
+    )
+
+
+def owner_to_wire(read: OwnerRead) -> cluster_link_pb2.OwnerRecord:
+    owner = read.owner
+    return cluster_link_pb2.OwnerRecord(
+        vm_uid=read.vm_uid,
+        epoch=owner.epoch,
+        owner_node_id=owner.node_id,
+        owner_incarnation=owner.incarnation,
+        state=cluster_link_pb2.OwnerRecord.State.Value(owner.state.value),
+        operation_id=owner.operation_id,
+        destination_node_id=owner.destination_node_id,
+        revision=read.revision,
+        read_revision=read.read_revision,
+    )
+
+
+def owner_from_wire(record: cluster_link_pb2.OwnerRecord) -> OwnerRead:
+    owner = Owner(
+        epoch=record.epoch,
+        node_id=record.owner_node_id,
+        incarnation=record.owner_incarnation,
+        state=OwnerState(cluster_link_pb2.OwnerRecord.State.Name(record.state)),
+        operation_id=record.operation_id,
+        destination_node_id=record.destination_node_id,
+    )
+    return OwnerRead(record.vm_uid, owner, record.revision, record.read_revision)
+
+
+def pool_to_wire(pool: PoolFacts) -> volume_pb2.Pool:
+    return volume_pb2.Pool(
+        name=f"pools/{pool.pool_id}",
+        reach=volume_pb2.Pool.SHARED if pool.shared else volume_pb2.Pool.LOCAL,
+        fingerprint=pool.fingerprint,
+        total_mib=pool.total_mib,
+        free_mib=pool.free_mib,
+        lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
+        images=list(pool.images),
+    )
+
+
+def pool_from_wire(pool: volume_pb2.Pool) -> PoolFacts:
+    return PoolFacts(
+        pool_id=pool.name.removeprefix("pools/"),
+        shared=pool.reach == volume_pb2.Pool.SHARED,
+        fingerprint=pool.fingerprint,
+        total_mib=pool.total_mib,
+        free_mib=pool.free_mib,
+        ofd_locks=pool.lock_kind == volume_pb2.Pool.OFD,
+        images=tuple(pool.images),
+    )
+
+
+def node_to_wire(report: NodeReport) -> node_pb2.Node:
+    """The node as its agent shows it; name, health and account. State and etag are the scheduler's."""
+    return node_pb2.Node(
+        name=f"nodes/{report.node_id}",
+        health=node_pb2.Node.HYPERVISOR_DOWN if report.hypervisor_down else node_pb2.Node.READY,
+        reason=report.reason,
+        ledger=ledger_to_wire(report.total, report.reserved, report.unmanaged, report.claimed),
+        pools=[pool_to_wire(pool) for pool in report.pools],
+        networks=list(report.networks),
+        acceleration=node_pb2.Node.Acceleration.Value(report.acceleration or "ACCELERATION_UNSPECIFIED"),
+        hypervisor=report.hypervisor,
+        agent_version=report.agent_version,
+        confinement=report.confinement,
+        vm_count=sum(status.defined for status in report.vms),
+        unmanaged_count=report.unmanaged_count,
+        stale=report.hypervisor_down,
+    )
+
+
+def inventory_to_wire(report: NodeReport) -> agent_pb2.InventoryReport:
+    return agent_pb2.InventoryReport(node=node_to_wire(report), vms=[status_to_wire(status) for status in report.vms])
+
+
+def inventory_from_wire(report: agent_pb2.InventoryReport) -> NodeReport:
+    node = report.node
+    acceleration = node_pb2.Node.Acceleration.Name(node.acceleration) if node.acceleration else ""
+    return NodeReport(
+        node_id=node.name.removeprefix("nodes/"),
+        total=quantities_from_wire(node.ledger.total),
+        reserved=quantities_from_wire(node.ledger.reserved),
+        unmanaged=quantities_from_wire(node.ledger.unmanaged),
+        claimed=quantities_from_wire(node.ledger.claimed),
+        pools=tuple(pool_from_wire(pool) for pool in node.pools),
+        networks=tuple(node.networks),
+        acceleration=acceleration,
+        hypervisor=node.hypervisor,
+        agent_version=node.agent_version,
+        confinement=node.confinement,
+        unmanaged_count=node.unmanaged_count,
+        hypervisor_down=node.stale,
+        reason=node.reason,
+        vms=tuple(status_from_wire(status) for status in report.vms),
+    )

@@ -1,0 +1,79 @@
+"""What the agent knows about its VMs and handoffs, in memory and on disk; every change is on disk before it is in memory.
+
+One object per agent, owned by `app`. Locks: `vm_lock` orders everything done to one VM; `ledger_lock` makes look-then-promise one step.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from nodeagent.core.definitions import Definition, Incoming, Outgoing
+from nodeagent.ports import StateFiles
+
+T = TypeVar("T")
+
+VMS, INCOMING, OUTGOING = "vms", "incoming", "outgoing"
+"""Kinds of state files."""
+
+
+class HostState:
+    """Definitions by VM uid; handoffs by operation id."""
+
+    def __init__(self, files: StateFiles) -> None:
+        self._files = files
+        self._definitions = _decoded(files.load(VMS), Definition)
+        self._incoming = _decoded(files.load(INCOMING), Incoming)
+        self._outgoing = _decoded(files.load(OUTGOING), Outgoing)
+        self._vm_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.ledger_lock = asyncio.Lock()
+
+    def vm_lock(self, vm_uid: str) -> asyncio.Lock:
+        return self._vm_locks[vm_uid]
+
+    @property
+    def definitions(self) -> Mapping[str, Definition]:
+        return self._definitions
+
+    @property
+    def incoming(self) -> Mapping[str, Incoming]:
+        return self._incoming
+
+    @property
+    def outgoing(self) -> Mapping[str, Outgoing]:
+        return self._outgoing
+
+    async def keep_definition(self, definition: Definition) -> None:
+        await self._files.save(VMS, definition.spec.vm_uid, msgspec.json.encode(definition))
+        self._definitions[definition.spec.vm_uid] = definition
+
+    async def drop_definition(self, vm_uid: str) -> None:
+        await self._files.remove(VMS, vm_uid)
+        self._definitions.pop(vm_uid, None)
+
+    async def keep_incoming(self, handoff: Incoming) -> None:
+        await self._files.save(INCOMING, handoff.operation_id, msgspec.json.encode(handoff))
+        self._incoming[handoff.operation_id] = handoff
+
+    async def keep_outgoing(self, handoff: Outgoing) -> None:
+        await self._files.save(OUTGOING, handoff.operation_id, msgspec.json.encode(handoff))
+        self._outgoing[handoff.operation_id] = handoff
+
+    def note_outgoing(self, handoff: Outgoing) -> None:
+        """In memory alone: figures that may be lost."""
+        self._outgoing[handoff.operation_id] = handoff
+
+    async def drop_handoffs_of(self, vm_uid: str) -> None:
+        """Forget ended handoffs of a VM that is gone from here or comes again."""
+        for operation_id in [o for o, handoff in self._incoming.items() if handoff.vm_uid == vm_uid]:
+            await self._files.remove(INCOMING, operation_id)
+            del self._incoming[operation_id]
+        for operation_id in [o for o, handoff in self._outgoing.items() if handoff.vm_uid == vm_uid]:
+            await self._files.remove(OUTGOING, operation_id)
+            del self._outgoing[operation_id]
+
+
+def _decoded(files: Mapping[str, bytes], kind: type[T]) -> dict[str, T]:
+    return {key: msgspec.json.decode(value, type=kind) for key, value in files.items()}

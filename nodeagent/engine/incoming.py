@@ -1,0 +1,196 @@
+"""The destination's end of a handoff: prepare (H1), notice the arrival (H3), resume after the commit (H6), or destroy the copy.
+
+A copy that arrived is resumed only if the owner record, read then, says COMMITTED to this node by the very operation that made the copy. A message
+that says "committed" makes us look; it proves nothing.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
+from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.domain import DomainSpec
+from hostler.model.owner import may_resume_arrival
+from hostler.server.clock import Clock, wall_ms
+from nodeagent.core.definitions import Command, Definition, DiskTarget, Incoming
+from nodeagent.core.observed import DomainView, Power
+from nodeagent.engine.host_state import HostState
+from nodeagent.engine.observer import Observer
+from nodeagent.engine.vms import LOOK_AGAIN_S, HostVMs
+from nodeagent.ports import HostFacts, Hypervisor, HypervisorUnavailable, OwnerAuthority, Tunnel, Volumes
+
+ARRIVAL_WAIT_S = 600.0
+"""An AwaitArrival call is answered after this at the latest; the source asks again. Bounds a call that nobody listens to any more."""
+
+
+class IncomingHandoffs:
+    """Handoffs to this host, by operation id."""
+
+    def __init__(
+        self,
+        node_id: str,
+        hypervisor: Hypervisor,
+        volumes: Volumes,
+        facts: HostFacts,
+        authority: OwnerAuthority,
+        tunnel: Tunnel,
+        state: HostState,
+        observer: Observer,
+        vms: HostVMs,
+        clock: Clock,
+    ) -> None:
+        self._node_id = node_id
+        self._hypervisor = hypervisor
+        self._volumes = volumes
+        self._facts = facts
+        self._authority = authority
+        self._tunnel = tunnel
+        self._state = state
+        self._observer = observer
+        self._vms = vms
+        self._clock = clock
+
+    async def prepare(self, command: Command, spec: DomainSpec, source_node_id: str) -> tuple[str, tuple[DiskTarget, ...]]:
+        """Charge this host, check that disks and bridges are here, open the tunnel for that source alone; its endpoint, and the disks."""
+        async with self._state.vm_lock(spec.vm_uid):
+            known = self._state.incoming.get(command.operation_id)
+            if known is not None and known.stage is not Stage.PREPARED:
+                raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"This handoff has ended on {self._node_id}: {known.stage.value.lower()}.")
+            disks = await self._check(command, spec)
+            if known is None:
+                await self._clear_leftover(command)
+                await self._vms.admit(Definition(spec, command.epoch, command.operation_id, incoming=True))
+                self._observer.forget(spec.vm_uid)
+                await self._state.keep_incoming(Incoming(command.operation_id, spec.vm_uid, source_node_id, command.epoch, Stage.PREPARED))
+            return await self._tunnel.open_incoming(command.operation_id, source_node_id), disks
+
+    async def _check(self, command: Command, spec: DomainSpec) -> tuple[DiskTarget, ...]:
+        definition = self._state.definitions.get(spec.vm_uid)
+        if definition is not None and definition.epoch > command.epoch:
+            raise Conflict(Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}.")
+        bridges = set((await self._facts.totals()).bridges)
+        for nic in spec.nics:
+            if nic.bridge not in bridges:
+                raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"{self._node_id} has no bridge {nic.bridge}.")
+        return tuple(
+            [
+                DiskTarget(
+                    disk.volume_uid,
+                    await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format),
+                    self._volumes.path(disk.pool_id, disk.volume_uid, disk.format),
+                )
+                for disk in spec.disks
+            ]
+        )
+
+    async def _clear_leftover(self, command: Command) -> None:
+        """A domain of this VM that a previous, ended handoff left here is destroyed; one that this host owns is not ours to touch."""
+        domain = await self._hypervisor.domain(command.vm_uid)
+        if domain is None:
+            return
+        definition = self._state.definitions.get(command.vm_uid)
+        if domain.power is Power.RUNNING or (definition is not None and not definition.incoming):
+            raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"{self._node_id} already has a copy of this VM.")
+        await self._hypervisor.destroy(command.vm_uid)
+
+    async def await_arrival(self, operation_id: str) -> bool:
+        """True once the copy is complete and paused here, False if this end has ended."""
+        handoff = self._get(operation_id)
+        try:
+            async with asyncio.timeout(ARRIVAL_WAIT_S), self._observer.waking(handoff.vm_uid) as waker:
+                while True:
+                    waker.clear()
+                    if self._get(operation_id).stage is not Stage.PREPARED:
+                        return self._get(operation_id).stage is Stage.FINISHED
+                    if self._observer.seen(handoff.vm_uid).arrived:
+                        return True
+                    try:
+                        async with asyncio.timeout(LOOK_AGAIN_S):
+                            await waker.wait()
+                    except TimeoutError:
+                        if await self._copy(handoff) is Copy.ARRIVED:
+                            return True
+        except TimeoutError:
+            return False
+
+    async def resume_if_committed(self, operation_id: str) -> HandoffReport:
+        """H6. Raises Conflict if the owner record does not say that this node may resume this copy."""
+        handoff = self._get(operation_id)
+        async with self._state.vm_lock(handoff.vm_uid):
+            handoff = self._get(operation_id)
+            if handoff.stage is Stage.PREPARED:
+                read = await self._authority.owner(handoff.vm_uid)
+                if read is None or not may_resume_arrival(read.owner, self._node_id, operation_id):
+                    raise Conflict(Reason.EPOCH_STALE, f"The owner record does not let {self._node_id} resume this copy.")
+                await self._resume(handoff, read.owner.epoch)
+        return await self.report(operation_id)
+
+    async def _resume(self, handoff: Incoming, epoch: int) -> None:
+        match await self._copy(handoff):
+            case Copy.ARRIVED:
+                await self._hypervisor.resume(handoff.vm_uid)
+            case Copy.RUNNING:
+                pass
+            case other:
+                raise FailedPrecondition(
+                    Reason.MIGRATION_FAILED, f"The copy on {self._node_id} is {other.value.lower()}, there is nothing to resume."
+                )
+        resume_ms = wall_ms(self._clock)
+        definition = self._state.definitions[handoff.vm_uid]
+        await self._state.keep_definition(replace(definition, epoch=epoch, incoming=False))
+        await self._state.keep_incoming(replace(handoff, stage=Stage.FINISHED, resume_ms=resume_ms))
+
+    async def close(self, operation_id: str) -> None:
+        """The source is done too: nothing more comes through the tunnel."""
+        await self._tunnel.close_incoming(operation_id)
+
+    async def abort(self, command: Command) -> HandoffReport:
+        """Destroy the copy this operation made, close the tunnel, free the charge; refused if the record says that it was committed to us."""
+        handoff = self._state.incoming.get(command.operation_id)
+        if handoff is None:
+            return HandoffReport(self._node_id, command.operation_id, Copy.ABSENT, Stage.ABORTED)
+        async with self._state.vm_lock(handoff.vm_uid):
+            handoff = self._get(command.operation_id)
+            if handoff.stage is Stage.PREPARED:
+                read = await self._authority.owner(handoff.vm_uid)
+                if read is not None and may_resume_arrival(read.owner, self._node_id, command.operation_id):
+                    raise Conflict(Reason.EPOCH_STALE, f"The handoff was committed to {self._node_id}; it can only go forward.")
+                await self._tunnel.close_incoming(command.operation_id)
+                domain = await self._hypervisor.domain(handoff.vm_uid)
+                if domain is not None and _made_by(domain, command.operation_id):
+                    await self._hypervisor.destroy(handoff.vm_uid)
+                await self._state.drop_definition(handoff.vm_uid)
+                await self._state.keep_incoming(replace(handoff, stage=Stage.ABORTED))
+        return await self.report(command.operation_id)
+
+    async def report(self, operation_id: str) -> HandoffReport:
+        """This end as it is now."""
+        handoff = self._get(operation_id)
+        return HandoffReport(self._node_id, operation_id, await self._copy(handoff), handoff.stage, resume_ms=handoff.resume_ms)
+
+    async def _copy(self, handoff: Incoming) -> Copy:
+        try:
+            domain = await self._hypervisor.domain(handoff.vm_uid)
+        except HypervisorUnavailable:
+            return Copy.UNKNOWN
+        if domain is None or not _made_by(domain, handoff.operation_id):
+            return Copy.ABSENT
+        match domain.power:
+            case Power.INCOMING:
+                return Copy.INCOMING
+            case Power.PAUSED if handoff.stage is Stage.PREPARED:
+                return Copy.ARRIVED
+            case Power.RUNNING:
+                return Copy.RUNNING
+            case _:
+                return Copy.PAUSED
+
+    def _get(self, operation_id: str) -> Incoming:
+        handoff = self._state.incoming.get(operation_id)
+        if handoff is None:
+            raise NotFound(Reason.HANDOFF_UNKNOWN, f"{self._node_id} knows of no such handoff.")
+        return handoff
+
+
+def _made_by(domain: DomainView, operation_id: str) -> bool:
+    return domain.tag is not None and domain.tag.operation_id == operation_id

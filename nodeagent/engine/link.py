@@ -1,0 +1,79 @@
+"""Keeps the cluster informed: registers, then beats for ever. A beat carries the inventory when it changed, at once when an event says so.
+
+Silence of the scheduler changes nothing for the guests: there is no deadline here after which anything is stopped.
+"""
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from hostler.model.node import NodeReport
+from hostler.server.clock import Clock
+from nodeagent.engine.inventory import Inventory
+from nodeagent.engine.observer import Observer
+from nodeagent.ports import AuthorityUnavailable, HostFacts, SchedulerLink
+
+RETRY_S = 1.0
+"""Between two tries to register: a replica that comes back is found within about a second, and a thousand nodes make a thousand small calls."""
+
+SETTLE_S = 0.1
+"""After an event, wait this long for more of them before the beat: one start makes several events."""
+
+log = structlog.get_logger()
+
+
+class Link:
+    """The loop; `incarnation` is what the cluster calls this boot of this host, empty before the first registration."""
+
+    def __init__(
+        self, endpoint: str, link: SchedulerLink, inventory: Inventory, facts: HostFacts, observer: Observer, clock: Clock
+    ) -> None:
+        self._endpoint = endpoint
+        self._link = link
+        self._inventory = inventory
+        self._facts = facts
+        self._observer = observer
+        self._clock = clock
+        self.incarnation = ""
+        self.registered = asyncio.Event()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._session()
+            except AuthorityUnavailable as error:
+                log.info("no scheduler answers", error=str(error))
+                await self._clock.sleep(RETRY_S)
+
+    async def _session(self) -> None:
+        """Until the replica is lost or forgets us."""
+        sent = await self._inventory.collect()
+        boot_id = (await self._facts.totals()).boot_id
+        registration = await self._link.register(boot_id, self._endpoint, sent)
+        self.incarnation = registration.incarnation
+        self.registered.set()
+        log.info("registered", incarnation=self.incarnation)
+        counter = 0
+        while True:
+            counter += 1
+            self._observer.changed.clear()
+            report = await self._inventory.collect()
+            changed = report if _lasting(report) != _lasting(sent) else None
+            if not await self._link.beat(self.incarnation, counter, changed):
+                return
+            sent = report
+            await self._pause(registration.heartbeat_interval_s)
+
+    async def _pause(self, interval_s: float) -> None:
+        try:
+            async with asyncio.timeout(interval_s):
+                await self._observer.changed.wait()
+                await self._clock.sleep(SETTLE_S)
+        except TimeoutError:
+            return
+
+
+def _lasting(report: NodeReport) -> NodeReport:
+    """The report without what changes by itself all the time."""
+    return replace(report, pools=tuple(replace(pool, free_mib=0) for pool in report.pools))

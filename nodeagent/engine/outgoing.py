@@ -1,0 +1,404 @@
+"""The source's end of a handoff: gathers evidence, asks `core.outgoing.next_act`, does it, until the handoff is finished or aborted.
+
+One task per handoff, also after a restart of the agent: the journal says what was promised, the evidence what is true. Everything between FREEZE
+and KILL is the guest's downtime, so nothing there waits for the disk or asks twice.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
+from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.domain import DomainSpec
+from hostler.model.owner import OwnerRead, OwnerState
+from hostler.server.clock import Clock, wall_ms
+from nodeagent.core.definitions import Command, Outgoing
+from nodeagent.core.observed import CopyTag, DomainView, Locks, Power
+from nodeagent.core.outgoing import GONE, Act, Copying, Evidence, next_act
+from nodeagent.engine.host_state import HostState
+from nodeagent.engine.observer import Observer
+from nodeagent.ports import (
+    AuthorityUnavailable,
+    EventKind,
+    Hypervisor,
+    HypervisorRefused,
+    HypervisorUnavailable,
+    OwnerAuthority,
+    Peer,
+    PeerUnavailable,
+    Tunnel,
+    Volumes,
+)
+
+TICK_S = 0.5
+"""While nothing happens, look again this often: bounds how late an abort is noticed and how old a progress figure is."""
+
+AUTHORITY_RETRY_S = 0.2
+"""Between two tries to commit while the guest is frozen: short, because the guest waits, and one small call each."""
+
+END_OF_CALL_S = 30.0
+"""After the end of the source's process libvirt's call returns within seconds; past this the adapter's own deadline is broken."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One handoff while it runs in this process; what is not here is in the journal."""
+
+    handoff: Outgoing
+    spec: DomainSpec
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    owner: OwnerRead | None = None
+    copying: Copying = Copying.NOT_BEGUN
+    copy_task: "asyncio.Task[None] | None" = None
+    arrival_task: "asyncio.Task[None] | None" = None
+    arrived: bool = False
+    locks: Locks | None = None
+    lockless: bool = False
+    rate_bytes_per_s: int = 0
+    downtime_ms: int = 0
+    ended: bool = False
+
+
+class OutgoingHandoffs:
+    """Handoffs from this host, by operation id. `run` owns their tasks."""
+
+    def __init__(
+        self,
+        node_id: str,
+        hypervisor: Hypervisor,
+        volumes: Volumes,
+        authority: OwnerAuthority,
+        tunnel: Tunnel,
+        peer: Peer,
+        state: HostState,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._node_id = node_id
+        self._hypervisor = hypervisor
+        self._volumes = volumes
+        self._authority = authority
+        self._tunnel = tunnel
+        self._peer = peer
+        self._state = state
+        self._observer = observer
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Resume what the journal holds, then keep the tasks of new handoffs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                for handoff in self._state.outgoing.values():
+                    if handoff.stage not in (Stage.FINISHED, Stage.ABORTED):
+                        self._spawn(handoff, resumed=True)
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+
+    async def start(self, command: Command, handoff: Outgoing) -> HandoffReport:
+        """H2: journal the handoff and begin it. A repeat reports."""
+        if command.operation_id in self._state.outgoing:
+            return await self.report(command.operation_id)
+        async with self._state.vm_lock(command.vm_uid):
+            definition = self._state.definitions.get(command.vm_uid)
+            if definition is None:
+                raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
+            if definition.epoch != command.epoch:
+                raise Conflict(
+                    Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}."
+                )
+            domain = await self._hypervisor.domain(command.vm_uid)
+            if domain is None or domain.power is not Power.RUNNING:
+                raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it, then migrate it.")
+            await self._same_disks(definition.spec, handoff)
+            await self._state.keep_outgoing(handoff)
+            self._spawn(handoff, resumed=False)
+        return await self.report(command.operation_id)
+
+    async def report(self, operation_id: str) -> HandoffReport:
+        """This end as it is now."""
+        handoff = self._state.outgoing.get(operation_id)
+        if handoff is None:
+            raise NotFound(Reason.HANDOFF_UNKNOWN, f"{self._node_id} knows of no such handoff.")
+        run = self._runs.get(operation_id)
+        return HandoffReport(
+            self._node_id,
+            operation_id,
+            await self._copy(handoff),
+            handoff.stage,
+            frozen=self._hypervisor.is_frozen(handoff.vm_uid),
+            error=handoff.error,
+            bytes_done=handoff.bytes_done,
+            bytes_total=handoff.bytes_total,
+            rate_bytes_per_s=run.rate_bytes_per_s if run else 0,
+            begin_ms=handoff.begin_ms,
+            suspend_ms=handoff.suspend_ms,
+            hypervisor_downtime_ms=handoff.hypervisor_downtime_ms,
+        )
+
+    async def await_end(self, operation_id: str, timeout_s: float) -> HandoffReport:
+        """The report once the handoff has ended here, or as it is after the timeout; nudges it to read the owner record now."""
+        run = self._runs.get(operation_id)
+        if run is not None:
+            await self._read_owner(run)
+            run.wake.set()
+            try:
+                async with asyncio.timeout(timeout_s), self._observer.waking(run.handoff.vm_uid) as waker:
+                    while not run.ended:
+                        waker.clear()
+                        try:
+                            async with asyncio.timeout(TICK_S):
+                                await waker.wait()
+                        except TimeoutError:
+                            continue
+            except TimeoutError:
+                pass
+        return await self.report(operation_id)
+
+    # ---- one handoff
+
+    def _spawn(self, handoff: Outgoing, *, resumed: bool) -> None:
+        if self._group is None:
+            raise RuntimeError("OutgoingHandoffs.run is not running")
+        definition = self._state.definitions.get(handoff.vm_uid)
+        if definition is None:
+            raise RuntimeError(f"handoff {handoff.operation_id} has no definition")
+        run = _Run(handoff, definition.spec)
+        if resumed and handoff.stage is not Stage.PREPARED:
+            # The call of the previous process is gone, and with it the tunnel: the copy cannot complete any more, or has.
+            run.copying = Copying.FAILED
+            run.handoff = replace(handoff, error=handoff.error or "The agent was restarted while it copied.")
+        self._runs[handoff.operation_id] = run
+        self._group.create_task(self._drive(run), name=f"outgoing {handoff.operation_id}")
+
+    async def _drive(self, run: _Run) -> None:
+        operation_id, vm_uid = run.handoff.operation_id, run.handoff.vm_uid
+        run.lockless = await self._lockless(run.spec)
+        try:
+            async with self._observer.waking(vm_uid) as waker:
+                run.wake = waker
+                while not run.ended:
+                    waker.clear()
+                    try:
+                        await self._step(run)
+                    except (HypervisorUnavailable, HypervisorRefused, AuthorityUnavailable) as error:
+                        log.warning("handoff waits", operation=operation_id, error=str(error))
+                        await _wait(waker)
+        finally:
+            for task in (run.copy_task, run.arrival_task):
+                if task is not None:
+                    task.cancel()
+            await self._tunnel.close_outgoing(operation_id)
+            self._runs.pop(operation_id, None)
+
+    async def _step(self, run: _Run) -> None:
+        if run.owner is None:
+            await self._read_owner(run)
+        copy = await self._copy(run.handoff)
+        frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
+        act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless))
+        if act is not Act.WAIT:
+            log.info("handoff", operation=run.handoff.operation_id, act=act.value, copy=copy.value, frozen=frozen)
+        match act:
+            case Act.WAIT:
+                await self._idle(run)
+            case Act.BEGIN_COPY:
+                await self._begin_copy(run)
+            case Act.FREEZE:
+                self._hypervisor.freeze(run.handoff.vm_uid)
+                run.locks = None
+            case Act.INSPECT:
+                run.locks = await self._hypervisor.locks(tuple(self._paths(run.spec)))
+            case Act.COMMIT:
+                await self._commit(run)
+            case Act.KILL:
+                await self._kill(run)
+            case Act.FINISH:
+                await self._finish(run)
+            case Act.STOP_COPY:
+                await self._hypervisor.abort_migration(run.handoff.vm_uid)
+                await self._idle(run)
+            case Act.THAW:
+                self._hypervisor.thaw(run.handoff.vm_uid)
+            case Act.RESUME:
+                await self._hypervisor.resume(run.handoff.vm_uid)
+            case Act.ABORTED:
+                await self._end(run, Stage.ABORTED)
+            case Act.FAIL:
+                await self._fail(run)
+
+    async def _idle(self, run: _Run) -> None:
+        """Wait for something to happen; then note the progress and read the owner record anew, since an abort comes that way."""
+        await _wait(run.wake)
+        if run.copying is Copying.RUNNING and not run.arrived:
+            await self._note_progress(run)
+        await self._read_owner(run)
+
+    async def _begin_copy(self, run: _Run) -> None:
+        handoff = run.handoff
+        sockets = await self._tunnel.open_outgoing(handoff.operation_id, handoff.tunnel_endpoint, handoff.destination_node_id)
+        await self._keep(run, stage=Stage.COPYING, begin_ms=wall_ms(self._clock))
+        run.copying = Copying.RUNNING
+        tag = CopyTag(handoff.vm_uid, handoff.epoch + 1, handoff.operation_id)
+        paths = {disk.volume_uid: disk.path for disk in handoff.disks}
+        copy = self._hypervisor.migrate(handoff.vm_uid, tag, paths, sockets, handoff.bandwidth_mib_s)
+
+        async def call() -> None:
+            try:
+                await copy
+                run.copying = Copying.RETURNED
+            except (HypervisorUnavailable, HypervisorRefused) as error:
+                run.copying = Copying.FAILED
+                run.handoff = replace(run.handoff, error=f"The copy did not complete: {error}")
+            run.wake.set()
+
+        run.copy_task = self._task(call(), f"copy {handoff.operation_id}")
+        run.arrival_task = self._task(self._hear_of_arrival(run), f"arrival {handoff.operation_id}")
+
+    async def _hear_of_arrival(self, run: _Run) -> None:
+        handoff = run.handoff
+        while not run.ended:
+            try:
+                if await self._peer.await_arrival(handoff.operation_id, handoff.destination_node_id, handoff.destination_endpoint):
+                    run.arrived = True
+                    run.wake.set()
+                    return
+                await asyncio.sleep(TICK_S)
+            except PeerUnavailable:
+                await asyncio.sleep(TICK_S)
+
+    async def _commit(self, run: _Run) -> None:
+        """H5iii. The outcome decides, whoever won; while nobody answers the guest stays as it is and we ask again."""
+        handoff = run.handoff
+        while True:
+            try:
+                run.owner = await self._authority.commit_handoff(handoff.vm_uid, handoff.operation_id, handoff.owner_revision)
+                break
+            except AuthorityUnavailable:
+                await asyncio.sleep(AUTHORITY_RETRY_S)
+        if run.owner.owner.state is OwnerState.COMMITTED and run.owner.owner.operation_id == handoff.operation_id:
+            self._task(self._tell_peer(run), f"tell {handoff.operation_id}")
+
+    async def _tell_peer(self, run: _Run) -> None:
+        handoff = run.handoff
+        try:
+            await self._peer.note_committed(handoff.operation_id, handoff.destination_node_id, handoff.destination_endpoint)
+        except PeerUnavailable as error:
+            log.info("destination not told of the commit; the scheduler will", operation=handoff.operation_id, error=str(error))
+
+    async def _kill(self, run: _Run) -> None:
+        await self._hypervisor.kill(run.handoff.vm_uid)
+        if run.copy_task is not None:
+            await asyncio.wait([run.copy_task], timeout=END_OF_CALL_S)
+        if await self._copy(run.handoff) not in GONE:
+            await _wait(run.wake)
+
+    async def _finish(self, run: _Run) -> None:
+        """The copy here is gone and another epoch holds: forget the VM, which frees its charge."""
+        if run.copy_task is not None:
+            await asyncio.wait([run.copy_task], timeout=END_OF_CALL_S)
+        seen = self._observer.seen(run.handoff.vm_uid)
+        await self._end(run, Stage.FINISHED, suspend_ms=seen.switched_ms)
+
+    async def _end(self, run: _Run, stage: Stage, suspend_ms: int = 0) -> None:
+        async with self._state.vm_lock(run.handoff.vm_uid):
+            if stage is Stage.FINISHED:
+                await self._state.drop_definition(run.handoff.vm_uid)
+            await self._keep(run, stage=stage, suspend_ms=suspend_ms or run.handoff.suspend_ms)
+        run.ended = True
+
+    async def _fail(self, run: _Run) -> None:
+        """Say so, and wait for the scheduler's verdict: a failure here is evidence, not a decision."""
+        if run.handoff.stage is not Stage.FAILED:
+            error = run.handoff.error or f"The source's copy was not inactive at the switchover (locks {run.locks})."
+            await self._keep(run, stage=Stage.FAILED, error=error)
+        await self._idle(run)
+
+    # ---- evidence
+
+    async def _read_owner(self, run: _Run) -> None:
+        try:
+            read = await self._authority.owner(run.handoff.vm_uid)
+        except AuthorityUnavailable:
+            return
+        if read is not None and (run.owner is None or read.revision >= run.owner.revision):
+            run.owner = read
+
+    async def _copy(self, handoff: Outgoing) -> Copy:
+        try:
+            domain = await self._hypervisor.domain(handoff.vm_uid)
+        except HypervisorUnavailable:
+            return Copy.UNKNOWN
+        return self._classify(handoff, domain)
+
+    def _classify(self, handoff: Outgoing, domain: DomainView | None) -> Copy:
+        run = self._runs.get(handoff.operation_id)
+        if domain is None:
+            migrated = self._observer.seen(handoff.vm_uid).ending is EventKind.STOPPED_MIGRATED
+            returned = run is not None and run.copying is Copying.RETURNED
+            return Copy.GONE_MIGRATED if migrated or returned else Copy.ABSENT
+        match domain.power:
+            case Power.RUNNING | Power.SHUTTING_DOWN:
+                return Copy.RUNNING
+            case Power.SWITCHED:
+                return Copy.SWITCHED
+            case _:
+                return Copy.PAUSED
+
+    async def _note_progress(self, run: _Run) -> None:
+        try:
+            progress = await self._hypervisor.migration_progress(run.handoff.vm_uid)
+        except (HypervisorUnavailable, HypervisorRefused):
+            return
+        if progress is not None:
+            run.rate_bytes_per_s = progress.rate_bytes_per_s
+            run.handoff = replace(
+                run.handoff,
+                bytes_done=progress.bytes_done,
+                bytes_total=progress.bytes_total,
+                hypervisor_downtime_ms=progress.downtime_ms,
+            )
+            self._state.note_outgoing(run.handoff)
+
+    async def _lockless(self, spec: DomainSpec) -> bool:
+        with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks}
+        return not spec.disks or any(disk.pool_id not in with_locks for disk in spec.disks)
+
+    async def _same_disks(self, spec: DomainSpec, handoff: Outgoing) -> None:
+        there = {disk.volume_uid: disk.identity for disk in handoff.disks}
+        for disk in spec.disks:
+            here = await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format)
+            if there.get(disk.volume_uid) != here:
+                raise FailedPrecondition(
+                    Reason.NOT_MIGRATABLE,
+                    f"Volume {disk.volume_uid} in pool {disk.pool_id} is not the same file on both nodes.",
+                    "Mount the same file system under that pool on both nodes.",
+                )
+
+    def _paths(self, spec: DomainSpec) -> list[str]:
+        return [self._volumes.path(disk.pool_id, disk.volume_uid, disk.format) for disk in spec.disks]
+
+    async def _keep(self, run: _Run, **changes: object) -> None:
+        run.handoff = replace(run.handoff, **changes)  # type: ignore[arg-type]
+        await self._state.keep_outgoing(run.handoff)
+
+    def _task(self, work: Coroutine[object, object, None], name: str) -> "asyncio.Task[None]":
+        if self._group is None:
+            raise RuntimeError("OutgoingHandoffs.run is not running")
+        return self._group.create_task(work, name=name)
+
+
+async def _wait(waker: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(TICK_S):
+            await waker.wait()
+    except TimeoutError:
+        return

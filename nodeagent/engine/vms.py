@@ -1,0 +1,247 @@
+"""The steps of a VM's life on this host. Each measures, acts if needed, verifies, and may be repeated at any time.
+
+The order in `start` is a safety argument: the domain is created paused, the owner is read after it exists, and only then is it resumed. However
+long a call hangs, nothing executes on the strength of an owner record that was read before.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from hostler.errors import Conflict, FailedPrecondition, NoCapacity, NotFound, Reason, Violation
+from hostler.model.copy import Copy
+from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.node import VMPower, VMStatus
+from hostler.model.owner import may_run
+from nodeagent.core.definitions import Command, Definition, EpochVerdict, judge_epoch
+from nodeagent.core.ledger import Account, CapacityCap, account, misfit
+from nodeagent.core.observed import CopyTag, DomainView, Power
+from nodeagent.engine.host_state import HostState
+from nodeagent.engine.observer import Observer
+from nodeagent.ports import EventKind, HostFacts, Hypervisor, OwnerAuthority, Volumes
+
+LOOK_AGAIN_S = 2.0
+"""While waiting for an event: look at the domain this often all the same, for an event can be lost with the connection."""
+
+POWERS = {
+    Power.RUNNING: VMPower.ON,
+    Power.SHUTTING_DOWN: VMPower.ON,
+    Power.PAUSED: VMPower.PAUSED,
+    Power.INCOMING: VMPower.PAUSED,
+    Power.SWITCHED: VMPower.PAUSED,
+    Power.CRASHED: VMPower.CRASHED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What of the host is on offer, from the settings."""
+
+    cap: CapacityCap
+    reserve_mib: int
+
+
+class HostVMs:
+    """VMs of one host, by uid."""
+
+    def __init__(
+        self,
+        node_id: str,
+        hypervisor: Hypervisor,
+        volumes: Volumes,
+        facts: HostFacts,
+        authority: OwnerAuthority,
+        state: HostState,
+        observer: Observer,
+        offer: Offer,
+    ) -> None:
+        self._node_id = node_id
+        self._hypervisor = hypervisor
+        self._volumes = volumes
+        self._facts = facts
+        self._authority = authority
+        self._state = state
+        self._observer = observer
+        self._offer = offer
+
+    # ---- volumes
+
+    async def ensure_volume(self, volume: VolumeSpec) -> int:
+        """Make the volume's file if it is not there; its size in MiB."""
+        return await self._volumes.ensure(volume)
+
+    async def remove_volume(self, volume: VolumeSpec) -> None:
+        """Remove the volume's file, unless a VM defined here uses it."""
+        user = next((d for d in self._state.definitions.values() if any(k.volume_uid == volume.volume_uid for k in d.spec.disks)), None)
+        if user is not None:
+            raise FailedPrecondition(Reason.VOLUME_IN_USE, f"The volume is a disk of {user.spec.vm_id}.", "Delete that VM first.")
+        await self._volumes.remove(volume)
+
+    def disk_paths(self, spec: DomainSpec) -> Mapping[str, str]:
+        """Where this host has the VM's disks, by volume uid."""
+        return {disk.volume_uid: self._volumes.path(disk.pool_id, disk.volume_uid, disk.format) for disk in spec.disks}
+
+    # ---- the ledger
+
+    async def account(self) -> Account:
+        """The host's account now."""
+        domains = await self._hypervisor.domains()
+        return account(
+            await self._facts.totals(),
+            await self._volumes.pools(),
+            self._offer.cap,
+            self._offer.reserve_mib,
+            [domain for domain in domains if domain.tag is None],
+            [definition.spec.charged for definition in self._state.definitions.values()],
+        )
+
+    async def admit(self, definition: Definition) -> None:
+        """Take the definition into the ledger, on disk before it counts; raises NoCapacity. A VM that is there already is not charged again."""
+        async with self._state.ledger_lock:
+            if definition.spec.vm_uid not in self._state.definitions:
+                short = misfit(await self.account(), definition.spec)
+                if short:
+                    detail = ", ".join(f"{s.key} short by {s.missing} (needs {s.needed}, free {s.free})" for s in short)
+                    raise NoCapacity(
+                        Reason.NODE_CAPACITY_EXCEEDED,
+                        f"{self._node_id} cannot take {definition.spec.vm_id}: {detail}.",
+                        "Choose a smaller size, or free capacity on this node.",
+                        violations=tuple(Violation(f"nodes/{self._node_id}", f"{s.key} short by {s.missing}") for s in short),
+                    )
+            await self._state.keep_definition(definition)
+
+    # ---- the life of a VM
+
+    async def define(self, command: Command, spec: DomainSpec) -> VMStatus:
+        """Take the VM into the ledger and keep its definition."""
+        async with self._state.vm_lock(spec.vm_uid):
+            if command.vm_uid in self._state.definitions:
+                await self._judge(command)
+            missing = sorted({nic.bridge for nic in spec.nics} - set((await self._facts.totals()).bridges))
+            if missing:
+                raise NotFound(
+                    Reason.NETWORK_NOT_FOUND, f"{self._node_id} has no bridge {missing[0]}.", "Make the bridge, or name another."
+                )
+            await self.admit(Definition(spec, command.epoch, command.operation_id))
+            return await self.status(spec.vm_uid)
+
+    async def start(self, command: Command) -> VMStatus:
+        """Let the VM run under the command's epoch, if the owner record says so when the domain exists."""
+        async with self._state.vm_lock(command.vm_uid):
+            definition = await self._judge(command)
+            domain = await self._hypervisor.domain(command.vm_uid)
+            if domain is not None and not _is_copy_of(domain, command.epoch):
+                await self._hypervisor.destroy(command.vm_uid)
+                domain = None
+            if domain is None:
+                self._observer.forget(command.vm_uid)
+                tag = CopyTag(command.vm_uid, command.epoch, command.operation_id)
+                domain = await self._hypervisor.create_paused(definition.spec, tag, self.disk_paths(definition.spec))
+            if domain.power is not Power.RUNNING:
+                await self._resume_if_owner(command)
+            return await self.status(command.vm_uid)
+
+    async def _resume_if_owner(self, command: Command) -> None:
+        read = await self._authority.owner(command.vm_uid)
+        if read is None or not may_run(read.owner, self._node_id, command.epoch):
+            await self._hypervisor.destroy(command.vm_uid)
+            raise Conflict(
+                Reason.EPOCH_STALE, f"{self._node_id} may not run this VM under epoch {command.epoch}: another owner or epoch is recorded."
+            )
+        await self._hypervisor.resume(command.vm_uid)
+
+    async def stop(self, command: Command, grace_s: int) -> VMStatus:
+        """Power button, up to `grace_s` seconds for the guest, then its power is taken; returns when the domain is gone."""
+        async with self._state.vm_lock(command.vm_uid):
+            await self._judge(command)
+            domain = await self._hypervisor.domain(command.vm_uid)
+            if domain is not None and grace_s > 0 and domain.power is Power.RUNNING:
+                await self._hypervisor.press_power_button(command.vm_uid)
+                await self._await_domain(command.vm_uid, lambda seen: seen is None, grace_s)
+            await self._hypervisor.destroy(command.vm_uid)
+            return await self.status(command.vm_uid)
+
+    async def reboot(self, command: Command, force: bool) -> VMStatus:
+        """Ask the guest to reboot, or reset it."""
+        async with self._state.vm_lock(command.vm_uid):
+            await self._judge(command)
+            domain = await self._hypervisor.domain(command.vm_uid)
+            if domain is None or domain.power is not Power.RUNNING:
+                raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it.")
+            await (self._hypervisor.reset(command.vm_uid) if force else self._hypervisor.reboot(command.vm_uid))
+            return await self.status(command.vm_uid)
+
+    async def forget(self, command: Command) -> None:
+        """Drop the definition of a VM that is off, and with it its charge."""
+        async with self._state.vm_lock(command.vm_uid):
+            if command.vm_uid not in self._state.definitions:
+                return
+            await self._judge(command)
+            domain = await self._hypervisor.domain(command.vm_uid)
+            if domain is not None:
+                raise FailedPrecondition(Reason.VM_RUNNING, "The VM still has a domain here.", "Stop it first.")
+            await self._state.drop_handoffs_of(command.vm_uid)
+            await self._state.drop_definition(command.vm_uid)
+
+    async def status(self, vm_uid: str) -> VMStatus:
+        """What is true of the VM here, hypervisor asked now."""
+        return self._status(vm_uid, await self._hypervisor.domain(vm_uid))
+
+    async def statuses(self) -> tuple[VMStatus, ...]:
+        """Of every VM defined here or running here with our tag, by uid; one look at the hypervisor."""
+        domains = {domain.tag.vm_uid: domain for domain in await self._hypervisor.domains() if domain.tag is not None}
+        return tuple(self._status(uid, domains.get(uid)) for uid in sorted({*self._state.definitions, *domains}))
+
+    async def copy(self, vm_uid: str) -> Copy:
+        """What there is of the VM here, for a handoff that this host knows nothing of."""
+        domain = await self._hypervisor.domain(vm_uid)
+        if domain is None:
+            return Copy.ABSENT
+        return Copy.RUNNING if domain.power is Power.RUNNING else Copy.PAUSED
+
+    def _status(self, vm_uid: str, domain: DomainView | None) -> VMStatus:
+        definition = self._state.definitions.get(vm_uid)
+        epoch = definition.epoch if definition is not None else domain.tag.epoch if domain is not None and domain.tag is not None else 0
+        defined = definition is not None and not definition.incoming
+        if domain is not None:
+            return VMStatus(vm_uid, epoch, defined, POWERS[domain.power])
+        if self._observer.seen(vm_uid).ending is EventKind.CRASHED:
+            return VMStatus(vm_uid, epoch, defined, VMPower.CRASHED, "The guest's hypervisor process ended by itself.")
+        return VMStatus(vm_uid, epoch, defined, VMPower.OFF)
+
+    async def _judge(self, command: Command) -> Definition:
+        """The definition the command is about, its epoch remembered; raises Conflict for a stale epoch, NotFound."""
+        definition = self._state.definitions.get(command.vm_uid)
+        if definition is None:
+            raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
+        match judge_epoch(definition.epoch, command.epoch):
+            case EpochVerdict.STALE:
+                raise Conflict(
+                    Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}."
+                )
+            case EpochVerdict.NEWER:
+                definition = replace(definition, epoch=command.epoch, operation_id=command.operation_id)
+                await self._state.keep_definition(definition)
+            case EpochVerdict.CURRENT:
+                pass
+        return definition
+
+    async def _await_domain(self, vm_uid: str, until: Callable[[DomainView | None], bool], timeout_s: float) -> bool:
+        """Wait for the domain to be so; False after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s), self._observer.waking(vm_uid) as waker:
+                while not until(await self._hypervisor.domain(vm_uid)):
+                    waker.clear()
+                    try:
+                        async with asyncio.timeout(LOOK_AGAIN_S):
+                            await waker.wait()
+                    except TimeoutError:
+                        continue
+        except TimeoutError:
+            return False
+        return True
+
+
+def _is_copy_of(domain: DomainView, epoch: int) -> bool:
+    """Whether the domain runs, or would run, under this epoch; a leftover of an older one is not to be resumed."""
+    return domain.tag is not None and domain.tag.epoch == epoch

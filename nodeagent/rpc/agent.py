@@ -1,0 +1,101 @@
+"""AgentService: the scheduler's commands, converted and handed to the engine. Thin: convert, call, convert."""
+
+import grpc.aio
+
+from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
+from hostler.model.copy import HandoffReport, Stage
+from hostler.server.internal_wire import domain_from_wire, report_to_wire, status_to_wire, volume_from_wire
+from nodeagent.core.definitions import Command, DiskTarget, Outgoing
+from nodeagent.engine.host_state import HostState
+from nodeagent.engine.incoming import IncomingHandoffs
+from nodeagent.engine.outgoing import OutgoingHandoffs
+from nodeagent.engine.vms import HostVMs
+
+Context = grpc.aio.ServicerContext[object, object]
+
+END_WAIT_S = 20.0
+"""How long FinishOutgoing and AbortOutgoing wait for the source's own task to end before they report what is."""
+
+
+class AgentService(agent_pb2_grpc.AgentServiceServicer):
+    """See proto hostler.internal.v1.AgentService."""
+
+    def __init__(self, node_id: str, vms: HostVMs, incoming: IncomingHandoffs, outgoing: OutgoingHandoffs, state: HostState) -> None:
+        self._node_id = node_id
+        self._vms = vms
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._state = state
+
+    async def EnsureVolume(self, request: agent_pb2.EnsureVolumeRequest, context: Context) -> agent_pb2.EnsureVolumeResponse:
+        return agent_pb2.EnsureVolumeResponse(size_mib=await self._vms.ensure_volume(volume_from_wire(request.volume)))
+
+    async def RemoveVolume(self, request: agent_pb2.RemoveVolumeRequest, context: Context) -> agent_pb2.RemoveVolumeResponse:
+        await self._vms.remove_volume(volume_from_wire(request.volume))
+        return agent_pb2.RemoveVolumeResponse()
+
+    async def DefineVM(self, request: agent_pb2.DefineVMRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.define(_command(request.command), domain_from_wire(request.domain)))
+
+    async def StartVM(self, request: agent_pb2.StartVMRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.start(_command(request.command)))
+
+    async def StopVM(self, request: agent_pb2.StopVMRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.stop(_command(request.command), request.grace_s))
+
+    async def RebootVM(self, request: agent_pb2.RebootVMRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.reboot(_command(request.command), request.force))
+
+    async def ForgetVM(self, request: agent_pb2.ForgetVMRequest, context: Context) -> agent_pb2.ForgetVMResponse:
+        await self._vms.forget(_command(request.command))
+        return agent_pb2.ForgetVMResponse()
+
+    async def InspectVM(self, request: agent_pb2.InspectVMRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.status(request.vm_uid))
+
+    async def PrepareIncoming(self, request: agent_pb2.PrepareIncomingRequest, context: Context) -> agent_pb2.PrepareIncomingResponse:
+        endpoint, disks = await self._incoming.prepare(_command(request.command), domain_from_wire(request.domain), request.source_node_id)
+        identities = [agent_pb2.DiskIdentity(volume_uid=d.volume_uid, identity=d.identity, path=d.path) for d in disks]
+        return agent_pb2.PrepareIncomingResponse(tunnel_endpoint=endpoint, disks=identities)
+
+    async def StartOutgoing(self, request: agent_pb2.StartOutgoingRequest, context: Context) -> agent_pb2.HandoffReport:
+        command = _command(request.command)
+        handoff = Outgoing(
+            operation_id=command.operation_id,
+            vm_uid=command.vm_uid,
+            epoch=command.epoch,
+            owner_revision=command.owner_revision,
+            destination_node_id=request.destination_node_id,
+            destination_endpoint=request.destination_endpoint,
+            tunnel_endpoint=request.tunnel_endpoint,
+            disks=tuple(DiskTarget(d.volume_uid, d.identity, d.path) for d in request.disks),
+            bandwidth_mib_s=request.bandwidth_mib_s,
+            stage=Stage.PREPARED,
+        )
+        return report_to_wire(await self._outgoing.start(command, handoff))
+
+    async def InspectHandoff(self, request: agent_pb2.InspectHandoffRequest, context: Context) -> agent_pb2.HandoffReport:
+        if request.operation_id in self._state.outgoing:
+            return report_to_wire(await self._outgoing.report(request.operation_id))
+        if request.operation_id in self._state.incoming:
+            return report_to_wire(await self._incoming.report(request.operation_id))
+        return report_to_wire(HandoffReport(self._node_id, request.operation_id, await self._vms.copy(request.vm_uid), Stage.NONE))
+
+    async def FinishIncoming(self, request: agent_pb2.FinishIncomingRequest, context: Context) -> agent_pb2.HandoffReport:
+        return report_to_wire(await self._incoming.resume_if_committed(request.command.operation_id))
+
+    async def FinishOutgoing(self, request: agent_pb2.FinishOutgoingRequest, context: Context) -> agent_pb2.HandoffReport:
+        return report_to_wire(await self._outgoing.await_end(request.command.operation_id, END_WAIT_S))
+
+    async def AbortIncoming(self, request: agent_pb2.AbortIncomingRequest, context: Context) -> agent_pb2.HandoffReport:
+        return report_to_wire(await self._incoming.abort(_command(request.command)))
+
+    async def AbortOutgoing(self, request: agent_pb2.AbortOutgoingRequest, context: Context) -> agent_pb2.HandoffReport:
+        if request.command.operation_id not in self._state.outgoing:
+            copy = await self._vms.copy(request.command.vm_uid)
+            return report_to_wire(HandoffReport(self._node_id, request.command.operation_id, copy, Stage.ABORTED))
+        return report_to_wire(await self._outgoing.await_end(request.command.operation_id, END_WAIT_S))
+
+
+def _command(command: agent_pb2.Command) -> Command:
+    return Command(command.operation_id, command.vm_uid, command.epoch, command.owner_revision)
