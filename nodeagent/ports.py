@@ -5,7 +5,7 @@ contract suite.
 An adapter raises `HypervisorUnavailable` when it cannot be asked, `HypervisorRefused` when the answer is no.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -134,7 +134,7 @@ class Hypervisor(Protocol):
     def libvirt_socket(self) -> str:
         """The socket that an incoming migration's tunnel leads to."""
 
-    def events(self) -> AsyncIterator[DomainEvent]:
+    def events(self) -> AsyncGenerator[DomainEvent, None]:
         """Every event from now on, to each caller of its own; one that falls behind its bounded queue gets CONNECTION_BACK (look again)."""
 
 

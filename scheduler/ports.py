@@ -4,7 +4,7 @@
 write is a transaction whose compares are its guards. A write whose outcome is not known is `OutcomeUnknown`, never a silent retry.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -179,7 +179,7 @@ class Store(Protocol):
     async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> TxnResult:
         """All or nothing. At most MAX_TXN_OPS compares and as many writes (ValueError above). Raises StoreUnavailable, OutcomeUnknown."""
 
-    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """Every event with revision >= from_revision, once and in order.
 
         Across lost connections it reconnects for ever, resuming after the last revision delivered. Progress batches come at least every

@@ -21,7 +21,8 @@ ROOT = "/hostler/"
 STATE = ROOT + "state/"
 HEARTBEATS = ROOT + "hb/"
 LEADER = ROOT + "leader"
-CLUSTER = ROOT + "cluster"
+TICK = STATE + "tick"
+"""Written, empty, by every transaction that writes under STATE, compared by none: its revision is that of the newest state."""
 
 
 def vm_key(vm_id: str) -> str:

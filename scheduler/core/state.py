@@ -1,0 +1,75 @@
+"""The cluster as one replica knows it: every record with the store revision of its last change, at one revision.
+
+A decision reads this and nothing else. The revisions become the guards of the transaction that carries it out, so a decision made on an old state is
+refused by the store, never carried out by mistake.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from scheduler.core.records import (
+    ClaimRecord,
+    FlavorRecord,
+    LedgerRecord,
+    NodeRecord,
+    OperationRecord,
+    VMRecord,
+    VolumeRecord,
+)
+from scheduler.core.view import ClusterView, Health, NodeView, PoolView
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[R]):
+    """A record, and the revision at which it was last written."""
+
+    record: R
+    revision: int
+
+
+@dataclass(slots=True)
+class ClusterState:
+    """All records by their ids; claims by (node, vm). `health` is this replica's own judgement. Changed by the mirror alone."""
+
+    revision: int = 0
+    nodes: dict[str, Kept[NodeRecord]] = field(default_factory=dict)
+    ledgers: dict[str, Kept[LedgerRecord]] = field(default_factory=dict)
+    shared_pools: dict[str, Kept[LedgerRecord]] = field(default_factory=dict)
+    claims: dict[tuple[str, str], Kept[ClaimRecord]] = field(default_factory=dict)
+    vms: dict[str, Kept[VMRecord]] = field(default_factory=dict)
+    volumes: dict[str, Kept[VolumeRecord]] = field(default_factory=dict)
+    flavors: dict[str, Kept[FlavorRecord]] = field(default_factory=dict)
+    operations: dict[str, Kept[OperationRecord]] = field(default_factory=dict)
+    health: Mapping[str, Health] = field(default_factory=dict)
+    vm_ids_by_uid: dict[str, str] = field(default_factory=dict)
+
+    def view(self) -> ClusterView:
+        """What a placement sees; a node without a ledger is not there yet."""
+        return ClusterView(
+            self.revision,
+            tuple(
+                NodeView(kept.record, self.ledgers[node_id].record, self.ledgers[node_id].revision, self.health_of(node_id))
+                for node_id, kept in sorted(self.nodes.items())
+                if node_id in self.ledgers
+            ),
+            {pool_id: PoolView(pool_id, kept.record, kept.revision) for pool_id, kept in sorted(self.shared_pools.items())},
+        )
+
+    def health_of(self, node_id: str) -> Health:
+        """A node of which this replica has heard nothing yet counts as silent: nothing new is put there."""
+        kept = self.nodes.get(node_id)
+        heard = self.health.get(node_id, Health.SILENT)
+        if heard is Health.READY and kept is not None and kept.record.hypervisor_down:
+            return Health.HYPERVISOR_DOWN
+        return heard
+
+    def claims_of(self, vm_id: str) -> Iterator[Kept[ClaimRecord]]:
+        """The VM's claims: one, or two while it moves."""
+        return (kept for (_, owner), kept in sorted(self.claims.items()) if owner == vm_id)
+
+    def vm_by_uid(self, vm_uid: str) -> Kept[VMRecord] | None:
+        vm_id = self.vm_ids_by_uid.get(vm_uid)
+        return self.vms.get(vm_id) if vm_id is not None else None

@@ -1,0 +1,227 @@
+"""This replica's copy of the cluster's state: listed once, then kept by one watch, and listed again whenever the watch cannot go on.
+
+Readers: `state` (a decision's input), `refresh` (be at least as new as the store is now), `await_revision`, and `changes` (a bounded ring, from which
+client watches are served, so that a thousand dashboards cost the store one watch).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from hostler.errors import OutOfRange, Reason, Unavailable
+from scheduler.core.records import (
+    STATE,
+    TICK,
+    ClaimRecord,
+    FlavorRecord,
+    LedgerRecord,
+    NodeRecord,
+    OperationRecord,
+    Record,
+    VMRecord,
+    VolumeRecord,
+)
+from scheduler.core.state import ClusterState, Kept
+from scheduler.engine.codec import decode, kind_and_id
+from scheduler.ports import KeyPut, RevisionCompacted, Store, StoreUnavailable, WatchBatch
+
+RING_SIZE = 10_000
+"""Changes kept for watchers that resume: minutes of a busy cluster, some MiB of memory."""
+
+CATCH_UP_TIMEOUT_S = 3.0
+"""The watch is at most an election behind; longer means that the store is not reachable for this replica."""
+
+RELIST_PAUSE_S = 1.0
+"""Between two tries to list when the store does not answer."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key's change: the record as it is now, None when it is gone."""
+
+    revision: int
+    kind: str
+    name: str
+    record: Record | None
+
+
+class Mirror:
+    """`run` keeps it; until the first listing `ready` is not set and reads raise Unavailable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.state = ClusterState()
+        self.ready = asyncio.Event()
+        self._ring: deque[Change] = deque(maxlen=RING_SIZE)
+        self._ring_begins_after = 0
+        self._moved = asyncio.Condition()
+        self._on_change: list[Callable[[Change], None]] = []
+
+    def on_change(self, listener: Callable[[Change], None]) -> None:
+        """Call `listener` (quick, synchronous) for every change, a relisting included."""
+        self._on_change.append(listener)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._list()
+                await self._follow()
+            except RevisionCompacted:
+                log.warning("watch fell behind the compaction, listing again", revision=self.state.revision)
+            except StoreUnavailable as error:
+                log.warning("store does not answer", error=str(error))
+                await asyncio.sleep(RELIST_PAUSE_S)
+
+    async def refresh(self) -> ClusterState:
+        """The state, at least as new as the store is now. Raises Unavailable."""
+        try:
+            got = await self._store.get(TICK)
+        except StoreUnavailable as error:
+            raise _store_away() from error
+        await self.await_revision(got.item.mod_revision if got.item is not None else 0)
+        return self.state
+
+    async def await_revision(self, revision: int) -> None:
+        """Until the state is at `revision`, one that wrote to it, or newer. Raises Unavailable."""
+        if self.state.revision >= revision and self.ready.is_set():
+            return
+        try:
+            async with asyncio.timeout(CATCH_UP_TIMEOUT_S), self._moved:
+                await self._moved.wait_for(lambda: self.ready.is_set() and self.state.revision >= revision)
+        except TimeoutError as error:
+            raise _store_away() from error
+
+    def changes_after(self, revision: int) -> tuple[Change, ...]:
+        """Every change after `revision`. Raises OutOfRange if that is not known any more, or not yet."""
+        if revision < self._ring_begins_after:
+            raise OutOfRange(Reason.REVISION_COMPACTED, "What happened after this token is not known any more.", "List again.")
+        return tuple(change for change in self._ring if change.revision > revision)
+
+    async def await_change(self, revision: int, timeout_s: float) -> None:
+        """Until the state is newer than `revision`, or the timeout has passed."""
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.state.revision > revision)
+        except TimeoutError:
+            return
+
+    # ---- the copy
+
+    async def _list(self) -> None:
+        listing = await self._store.list(STATE)
+        before = self.state
+        fresh = ClusterState(health=before.health)
+        for item in listing.items:
+            _put(fresh, item.key, item.mod_revision, decode(item.key, item.value))
+        fresh.revision = listing.revision
+        gone = _names(before) - _names(fresh)
+        self.state = fresh
+        self._ring.clear()
+        self._ring_begins_after = listing.revision
+        for kind, name in sorted(gone):
+            self._tell(Change(listing.revision, kind, name, None))
+        for item in listing.items:
+            if item.key == TICK:
+                continue
+            kind, name = kind_and_id(item.key)
+            self._tell(Change(item.mod_revision, kind, name, decode(item.key, item.value)))
+        self.ready.set()
+        await self._notify()
+
+    async def _follow(self) -> None:
+        async with aclosing(self._store.watch(STATE, self.state.revision + 1)) as batches:
+            async for batch in batches:
+                self._take(batch)
+                await self._notify()
+
+    def _take(self, batch: WatchBatch) -> None:
+        for event in batch.events:
+            if isinstance(event, KeyPut):
+                key, revision, record = event.item.key, event.item.mod_revision, decode(event.item.key, event.item.value)
+            else:
+                key, revision, record = event.key, event.mod_revision, None
+            if key == TICK:
+                continue
+            _put(self.state, key, revision, record)
+            change = Change(revision, *kind_and_id(key), record)
+            if len(self._ring) == RING_SIZE:
+                self._ring_begins_after = self._ring[0].revision
+            self._ring.append(change)
+            self._tell(change)
+        self.state.revision = max(self.state.revision, batch.revision)
+
+    def _tell(self, change: Change) -> None:
+        for listener in self._on_change:
+            listener(change)
+
+    async def _notify(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
+
+
+def _put(state: ClusterState, key: str, revision: int, record: Record | None) -> None:
+    """Write one key's record into the state, or take it out."""
+    kind, name = kind_and_id(key)
+    match kind:
+        case "node":
+            _set(state.nodes, name, record, revision, NodeRecord)
+        case "ledger":
+            _set(state.ledgers, name, record, revision, LedgerRecord)
+        case "pool":
+            _set(state.shared_pools, name, record, revision, LedgerRecord)
+        case "claim":
+            node_id, _, vm_id = name.partition("/")
+            _set(state.claims, (node_id, vm_id), record, revision, ClaimRecord)
+        case "vm":
+            _set_vm(state, name, record, revision)
+        case "volume":
+            _set(state.volumes, name, record, revision, VolumeRecord)
+        case "flavor":
+            _set(state.flavors, name, record, revision, FlavorRecord)
+        case "op":
+            _set(state.operations, name, record, revision, OperationRecord)
+        case "tick":
+            pass
+        case _:
+            log.info("key of an unknown kind is ignored", key=key)
+
+
+def _set_vm(state: ClusterState, vm_id: str, record: Record | None, revision: int) -> None:
+    before = state.vms.get(vm_id)
+    if before is not None:
+        state.vm_ids_by_uid.pop(before.record.uid, None)
+    _set(state.vms, vm_id, record, revision, VMRecord)
+    if isinstance(record, VMRecord):
+        state.vm_ids_by_uid[record.uid] = vm_id
+
+
+def _set(table: dict, key: object, record: Record | None, revision: int, kind: type) -> None:  # type: ignore[type-arg]
+    if record is None:
+        table.pop(key, None)
+    elif isinstance(record, kind):
+        table[key] = Kept(record, revision)
+    else:
+        raise TypeError(f"{key} holds a {type(record).__name__}")
+
+
+def _names(state: ClusterState) -> set[tuple[str, str]]:
+    return {
+        *(("node", n) for n in state.nodes),
+        *(("ledger", n) for n in state.ledgers),
+        *(("pool", n) for n in state.shared_pools),
+        *(("claim", f"{n}/{v}") for n, v in state.claims),
+        *(("vm", n) for n in state.vms),
+        *(("volume", n) for n in state.volumes),
+        *(("flavor", n) for n in state.flavors),
+        *(("op", n) for n in state.operations),
+    }
+
+
+def _store_away() -> Unavailable:
+    return Unavailable(Reason.STORE_UNAVAILABLE, "The cluster's store does not answer this replica.", "Try again.", retry_after_s=1.0)
