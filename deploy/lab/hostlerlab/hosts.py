@@ -5,6 +5,9 @@ sandbox, DAC labels and a private /dev; libvirtd listens on its unix socket alon
 per machine in Debian's layout (/run, /etc/libvirt, /var/lib/libvirt, /var/lib/hostler, /etc/hostler ...) is per host.
 """
 
+import grp
+import os
+import stat
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ SHARED_POOL = STATE_DIR / "pools" / "shared"
 LOCAL_POOL = STATE_DIR / "pools" / "local"
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 QEMU_USER = "libvirt-qemu"
+KVM_DEVICE = Path("/dev/kvm")
 LIBVIRTD_TIMEOUT_S = 60.0
 _UUID_SPACE = uuid.UUID("6f0d8a52-6a52-4d0e-9c3e-7d0a6f7c9107")
 
@@ -102,6 +106,17 @@ class Host:
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (self.folder / "machine-id").write_text(uuid.UUID(host_uuid(self.name)).hex + "\n")
 
+        if KVM_DEVICE.exists():
+            self._make_kvm_node(self.folder / "dev-kvm")
+
+    @staticmethod
+    def _make_kvm_node(node: Path) -> None:
+        """A device node as udev would make it. With root's alone libvirt's probe (as root) finds KVM and its check (as QEMU's
+        user) does not, so it probes again on every look at the capabilities: a start then takes 52 s instead of 1."""
+        os.mknod(node, stat.S_IFCHR, KVM_DEVICE.stat().st_rdev)
+        os.chown(node, 0, grp.getgrnam("kvm").gr_gid)
+        node.chmod(0o660)
+
     def _private(self, path: Path) -> Path:
         return self.folder / "lib-hostler" / path.relative_to(STATE_DIR)
 
@@ -111,9 +126,12 @@ class Host:
         binds += [Bind(self.folder / "hosts", Path("/etc/hosts"))]
         if Path("/etc/machine-id").exists():
             binds += [Bind(self.folder / "machine-id", Path("/etc/machine-id"))]
+        binds += [Bind(self.folder / "dev-kvm", KVM_DEVICE)] if KVM_DEVICE.exists() else []
         self.space.create(binds)
         shared_pool.mount(self.space, str(SHARED_POOL))
         self.start_libvirt()
+        # The first look at QEMU's capabilities takes seconds; without this it would happen inside the first VM's start.
+        self.virsh("domcapabilities", "--virttype", "qemu")
 
     def start_libvirt(self) -> None:
         """Start virtlogd and libvirtd (again, after a test killed them) and wait until libvirtd answers."""
