@@ -8,6 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hostler.model.copy import HandoffReport
+from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.node import VMStatus
+
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
@@ -132,7 +136,7 @@ class StoreStatus:
 
 
 class StoreUnavailable(Exception):
-    """A read did not happen, or a write certainly did not: no server answered."""
+    """A read did not happen, or a write certainly did not: no server answered, or the one that did refused to serve us."""
 
 
 class OutcomeUnknown(Exception):
@@ -140,7 +144,10 @@ class OutcomeUnknown(Exception):
 
 
 class RevisionCompacted(Exception):
-    """The revision asked for is gone; list again. `compact_revision` is the oldest one still known (0: not told)."""
+    """The store does not have the revision asked for: compacted, or not reached (a restored cluster). List again.
+
+    `compact_revision` is the oldest one still known (0: not told).
+    """
 
     def __init__(self, compact_revision: int) -> None:
         super().__init__(f"compacted at revision {compact_revision}")
@@ -165,7 +172,7 @@ class Lease(Protocol):
 
 
 class Store(Protocol):
-    """A linearizable key-value store with revisions. Every call has a deadline of its own; none retries a write."""
+    """A linearizable key-value store with revisions. Every call has a deadline of its own; none repeats a write that may have happened."""
 
     async def get(self, key: str) -> Got:
         """Linearizable read. Raises StoreUnavailable."""
@@ -177,13 +184,17 @@ class Store(Protocol):
         """
 
     async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> TxnResult:
-        """All or nothing. At most MAX_TXN_OPS compares and as many writes (ValueError above). Raises StoreUnavailable, OutcomeUnknown."""
+        """All or nothing. At most MAX_TXN_OPS compares and as many writes, each key written once, MAX_TXN_BYTES in all (else ValueError).
+
+        Raises StoreUnavailable, OutcomeUnknown; LeaseLost when a Put names a lease that is gone (nothing was written).
+        """
 
     def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
-        """Every event with revision >= from_revision, once and in order.
+        """Every event with revision >= from_revision (1 or more), once and in order. Close it (`contextlib.aclosing`) when done.
 
         Across lost connections it reconnects for ever, resuming after the last revision delivered. Progress batches come at least every
-        PROGRESS_INTERVAL_S while connected. Raises RevisionCompacted.
+        PROGRESS_INTERVAL_S while connected; one may repeat the last revision: the connection lives, nothing newer is proved. Raises
+        RevisionCompacted, and StoreUnavailable once the store is closed.
         """
 
     async def grant(self, ttl_s: int) -> Lease:
@@ -199,5 +210,77 @@ class Store(Protocol):
 MAX_TXN_OPS = 128
 """etcd's default --max-txn-ops; one more is refused by the server."""
 
+MAX_TXN_BYTES = 1_400_000
+"""Keys and values of one transaction; below etcd's default --max-request-bytes (1.5 MiB) by the most that framing can add."""
+
 PROGRESS_INTERVAL_S = 5.0
 """How often a quiet watch confirms how far it has come: bounds the staleness of the mirror and of bookmarks."""
+
+
+class NodeUnreachable(Exception):
+    """The node's agent does not answer, or not in time: what was asked may or may not have happened. Commands are steps: ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who commands, under which ownership; see proto hostler.internal.v1.Command."""
+
+    operation_id: str
+    vm_uid: str = ""
+    epoch: int = 0
+    owner_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The destination's answer: where its tunnel is, and (volume uid, identity, path) of each disk."""
+
+    tunnel_endpoint: str
+    disks: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What the source needs to know of the destination."""
+
+    destination_node_id: str
+    destination_endpoint: str
+    tunnel_endpoint: str
+    disks: tuple[tuple[str, str, str], ...]
+    bandwidth_mib_s: int
+
+
+class NodeGateway(Protocol):
+    """The node agents, as the engine commands them. Every call has a deadline of its own.
+
+    Raises NodeUnreachable, or the HostlerError that the agent answered.
+    """
+
+    async def ensure_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> int:
+        """Size in MiB."""
+
+    async def remove_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> None: ...
+
+    async def define(self, node_id: str, order: Order, domain: DomainSpec) -> VMStatus: ...
+
+    async def start(self, node_id: str, order: Order) -> VMStatus: ...
+
+    async def stop(self, node_id: str, order: Order, grace_s: int) -> VMStatus: ...
+
+    async def reboot(self, node_id: str, order: Order, force: bool) -> VMStatus: ...
+
+    async def forget(self, node_id: str, order: Order) -> None: ...
+
+    async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
+
+    async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport: ...
+
+    async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport: ...
+
+    async def finish_incoming(self, node_id: str, order: Order) -> HandoffReport: ...
+
+    async def finish_outgoing(self, node_id: str, order: Order) -> HandoffReport: ...
+
+    async def abort_incoming(self, node_id: str, order: Order) -> HandoffReport: ...
+
+    async def abort_outgoing(self, node_id: str, order: Order) -> HandoffReport: ...

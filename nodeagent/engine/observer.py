@@ -19,6 +19,8 @@ class Seen:
     """What events said of one VM's domain on this host since it last started here."""
 
     ending: EventKind | None = None
+    switched: bool = False
+    """Suspended by a switchover, and not resumed since."""
     switched_ms: int = 0
     arrived: bool = False
     wakers: set[asyncio.Event] = field(default_factory=set)
@@ -38,7 +40,7 @@ class Observer:
     def forget(self, vm_uid: str) -> None:
         """A new copy of the VM is about to exist here: what was said of an earlier one must not be taken for it."""
         seen = self._seen[vm_uid]
-        seen.ending, seen.switched_ms, seen.arrived = None, 0, False
+        seen.ending, seen.switched, seen.switched_ms, seen.arrived = None, False, 0, False
 
     @asynccontextmanager
     async def waking(self, vm_uid: str) -> AsyncIterator[asyncio.Event]:
@@ -65,7 +67,9 @@ class Observer:
             case EventKind.STARTED:
                 seen.ending = None
             case EventKind.SWITCHED:
-                seen.switched_ms = event.at_ms
+                seen.switched, seen.switched_ms = True, event.at_ms
+            case EventKind.RESUMED:
+                seen.switched = False
             case EventKind.ARRIVED:
                 seen.arrived = True
             case kind if kind in ENDINGS:

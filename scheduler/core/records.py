@@ -170,7 +170,7 @@ class VolumeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VolumeRecord:
-    """A volume; `node_id` is empty in a shared pool, `vm_id` is empty when no VM uses it."""
+    """A volume; `node_id` is empty in a shared pool, `vm_id` is empty when no VM uses it. `charged_mib` is what its pool's ledger holds for it."""
 
     volume_id: str
     uid: str
@@ -181,6 +181,7 @@ class VolumeRecord:
     image: str
     state: VolumeState
     create_ms: int
+    charged_mib: int
     vm_id: str = ""
     operation_id: str = ""
 

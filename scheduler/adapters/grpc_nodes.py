@@ -1,0 +1,133 @@
+"""The node agents over gRPC: one channel per node and endpoint, kept while the node keeps its endpoint."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from hostler.errors import DeadlineExceeded, Unavailable
+from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
+from hostler.model.copy import HandoffReport
+from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.node import VMStatus
+from hostler.rpc_status import from_rpc_error
+from hostler.server.internal_wire import domain_to_wire, report_from_wire, status_from_wire, volume_to_wire
+from scheduler.ports import Departure, NodeUnreachable, Order, Prepared
+
+QUICK_S = 10.0
+"""A step that asks the hypervisor a few questions."""
+
+SLOW_S = 60.0
+"""A step that starts or ends a process, or looks at storage."""
+
+COPY_S = 600.0
+"""A step that copies an image."""
+
+T = TypeVar("T")
+Stub = agent_pb2_grpc.AgentServiceAsyncStub
+
+
+class GrpcNodes:
+    """Implements NodeGateway. `endpoint_of(node_id)` is the registered host:port; `connect` makes a channel that accepts that node alone."""
+
+    def __init__(self, endpoint_of: Callable[[str], str], connect: Callable[[str, str], grpc.aio.Channel]) -> None:
+        self._endpoint_of = endpoint_of
+        self._connect = connect
+        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+
+    async def ensure_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> int:
+        request = agent_pb2.EnsureVolumeRequest(command=_command(order), volume=volume_to_wire(volume))
+        return (await self._ask(node_id, lambda stub: stub.EnsureVolume(request, timeout=COPY_S))).size_mib
+
+    async def remove_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> None:
+        request = agent_pb2.RemoveVolumeRequest(command=_command(order), volume=volume_to_wire(volume))
+        await self._ask(node_id, lambda stub: stub.RemoveVolume(request, timeout=SLOW_S))
+
+    async def define(self, node_id: str, order: Order, domain: DomainSpec) -> VMStatus:
+        request = agent_pb2.DefineVMRequest(command=_command(order), domain=domain_to_wire(domain))
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.DefineVM(request, timeout=QUICK_S)))
+
+    async def start(self, node_id: str, order: Order) -> VMStatus:
+        request = agent_pb2.StartVMRequest(command=_command(order))
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.StartVM(request, timeout=SLOW_S)))
+
+    async def stop(self, node_id: str, order: Order, grace_s: int) -> VMStatus:
+        request = agent_pb2.StopVMRequest(command=_command(order), grace_s=grace_s)
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.StopVM(request, timeout=grace_s + SLOW_S)))
+
+    async def reboot(self, node_id: str, order: Order, force: bool) -> VMStatus:
+        request = agent_pb2.RebootVMRequest(command=_command(order), force=force)
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.RebootVM(request, timeout=QUICK_S)))
+
+    async def forget(self, node_id: str, order: Order) -> None:
+        request = agent_pb2.ForgetVMRequest(command=_command(order))
+        await self._ask(node_id, lambda stub: stub.ForgetVM(request, timeout=QUICK_S))
+
+    async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
+        request = agent_pb2.PrepareIncomingRequest(command=_command(order), domain=domain_to_wire(domain), source_node_id=source_node_id)
+        answer = await self._ask(node_id, lambda stub: stub.PrepareIncoming(request, timeout=SLOW_S))
+        return Prepared(answer.tunnel_endpoint, tuple((d.volume_uid, d.identity, d.path) for d in answer.disks))
+
+    async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport:
+        request = agent_pb2.StartOutgoingRequest(
+            command=_command(order),
+            destination_node_id=departure.destination_node_id,
+            destination_endpoint=departure.destination_endpoint,
+            tunnel_endpoint=departure.tunnel_endpoint,
+            disks=[agent_pb2.DiskIdentity(volume_uid=u, identity=i, path=p) for u, i, p in departure.disks],
+            bandwidth_mib_s=departure.bandwidth_mib_s,
+        )
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.StartOutgoing(request, timeout=QUICK_S)))
+
+    async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport:
+        request = agent_pb2.InspectHandoffRequest(operation_id=order.operation_id, vm_uid=order.vm_uid)
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.InspectHandoff(request, timeout=QUICK_S)))
+
+    async def finish_incoming(self, node_id: str, order: Order) -> HandoffReport:
+        request = agent_pb2.FinishIncomingRequest(command=_command(order))
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.FinishIncoming(request, timeout=SLOW_S)))
+
+    async def finish_outgoing(self, node_id: str, order: Order) -> HandoffReport:
+        request = agent_pb2.FinishOutgoingRequest(command=_command(order))
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.FinishOutgoing(request, timeout=SLOW_S)))
+
+    async def abort_incoming(self, node_id: str, order: Order) -> HandoffReport:
+        request = agent_pb2.AbortIncomingRequest(command=_command(order))
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.AbortIncoming(request, timeout=SLOW_S)))
+
+    async def abort_outgoing(self, node_id: str, order: Order) -> HandoffReport:
+        request = agent_pb2.AbortOutgoingRequest(command=_command(order))
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.AbortOutgoing(request, timeout=SLOW_S)))
+
+    async def close(self) -> None:
+        for _, channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def _ask(self, node_id: str, call: Callable[[Stub], Awaitable[T]]) -> T:
+        try:
+            return await call(agent_pb2_grpc.AgentServiceStub(await self._channel(node_id)))
+        except grpc.aio.AioRpcError as error:
+            refusal = from_rpc_error(error)
+            if isinstance(refusal, Unavailable | DeadlineExceeded):
+                raise NodeUnreachable(f"{node_id}: {refusal.message}") from error
+            raise refusal from error
+        except asyncio.InvalidStateError as error:
+            raise NodeUnreachable(f"{node_id}: the connection is closing") from error
+
+    async def _channel(self, node_id: str) -> grpc.aio.Channel:
+        endpoint = self._endpoint_of(node_id)
+        known = self._channels.get(node_id)
+        if known is not None and known[0] == endpoint:
+            return known[1]
+        channel = self._connect(node_id, endpoint)
+        self._channels[node_id] = (endpoint, channel)
+        if known is not None:
+            await known[1].close()
+        return channel
+
+
+def _command(order: Order) -> agent_pb2.Command:
+    return agent_pb2.Command(operation_id=order.operation_id, vm_uid=order.vm_uid, epoch=order.epoch, owner_revision=order.owner_revision)

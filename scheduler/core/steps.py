@@ -1,0 +1,240 @@
+"""The steps of operations on VMs and volumes, as transactions: what the journal, the VM and the ledger become when a step is entered or ends.
+
+Each function answers None when the operation is not in the phase the caller thinks (somebody else moved it on): the driver then looks again. Every
+transaction guards the operation and whatever it changes, so two drivers cannot both take a step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hostler.model.owner import Owner, OwnerState
+from scheduler.core.accept import enter, fail, succeed
+from scheduler.core.claims import drop_claim
+from scheduler.core.records import (
+    ClaimKind,
+    Migration,
+    Observed,
+    OperationRecord,
+    Record,
+    StoredError,
+    VMRecord,
+    VolumeState,
+    claim_key,
+    ledger_key,
+    operation_key,
+    shared_pool_key,
+    vm_key,
+    volume_key,
+)
+from scheduler.core.state import ClusterState, Kept
+from scheduler.core.transaction import Transaction
+
+VOLUMES, DEFINED, STARTING, ROLLBACK = "VOLUMES", "DEFINED", "STARTING", "ROLLBACK"
+STOPPING, REBOOTING, REMOVING = "STOPPING", "REBOOTING", "REMOVING"
+RESERVED, DESTINATION_READY, COPYING, COMMITTED, ABORTING = "RESERVED", "DESTINATION_READY", "COPYING", "COMMITTED", "ABORTING"
+
+CANCELLABLE = frozenset({"ACCEPTED", VOLUMES, DEFINED, RESERVED, DESTINATION_READY, COPYING})
+"""Phases before the point of no return."""
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who takes the step, and when (wall milliseconds, to be shown)."""
+
+    driver: str
+    now_ms: int
+
+
+def in_phase(state: ClusterState, operation_id: str, phase: str) -> Kept[OperationRecord] | None:
+    """The operation, if it is in that phase and not done."""
+    kept = state.operations.get(operation_id)
+    return kept if kept is not None and not kept.record.done and kept.record.phase == phase else None
+
+
+def enter_phase(
+    state: ClusterState,
+    operation_id: str,
+    come_from: str,
+    phase: str,
+    reason: str,
+    by: By,
+    change_vm: Callable[[VMRecord], VMRecord] | None = None,
+    change_migration: Callable[[Migration], Migration] | None = None,
+    change_error: StoredError | None = None,
+) -> Transaction | None:
+    """Move on to `phase`, changing the VM with it."""
+    kept = in_phase(state, operation_id, come_from)
+    if kept is None:
+        return None
+    operation = enter(kept.record, phase, reason, by.driver, by.now_ms)
+    if change_migration is not None and operation.migration is not None:
+        operation = replace(operation, migration=change_migration(operation.migration))
+    if change_error is not None:
+        operation = replace(operation, error=change_error)
+    transaction = _put(operation_key(operation_id), kept.revision, operation)
+    if change_vm is not None:
+        vm = state.vms[kept.record.target_id]
+        transaction = transaction.and_then(_put(vm_key(vm.record.vm_id), vm.revision, change_vm(vm.record)))
+    return transaction
+
+
+def volumes_ready(state: ClusterState, operation_id: str, sizes_mib: dict[str, int]) -> Transaction:
+    """Own volumes of a VM that were made are READY, at the size that the host told."""
+    transaction = Transaction()
+    for volume_id, size_mib in sorted(sizes_mib.items()):
+        kept = state.volumes.get(volume_id)
+        if kept is not None and kept.record.state is VolumeState.CREATING:
+            ready = replace(kept.record, state=VolumeState.READY, size_mib=size_mib, operation_id="")
+            transaction = transaction.and_then(_put(volume_key(volume_id), kept.revision, ready))
+    return transaction
+
+
+def let_run(vm: VMRecord, operation_id: str) -> VMRecord:
+    """The owner may run it, under a new epoch."""
+    owner = replace(vm.owner, epoch=vm.owner.epoch + 1, state=OwnerState.RUNNING, operation_id=operation_id)
+    return replace(vm, owner=owner, observed=Observed.STARTING, reason="")
+
+
+def finish_vm(
+    state: ClusterState,
+    operation_id: str,
+    come_from: str,
+    observed: Observed,
+    owner_state: OwnerState,
+    by: By,
+    reason: str = "",
+    error: StoredError | None = None,
+) -> Transaction | None:
+    """The operation ends and the VM is free again. With an error: it failed, and the VM is as before or as `observed` says."""
+    kept = in_phase(state, operation_id, come_from)
+    if kept is None:
+        return None
+    vm = state.vms[kept.record.target_id]
+    owner = replace(vm.record.owner, state=owner_state)
+    after = replace(vm.record, observed=observed, owner=owner, operation_id="", reason=reason)
+    ended = fail(kept.record, error, by.driver, by.now_ms) if error else succeed(kept.record, by.driver, by.now_ms, vm=after)
+    return _put(operation_key(operation_id), kept.revision, ended).and_then(_put(vm_key(after.vm_id), vm.revision, after))
+
+
+def remove_vm(state: ClusterState, operation_id: str, come_from: str, by: By, error: StoredError | None = None) -> Transaction | None:
+    """The VM, its own volumes and its claim go; other volumes are free again. Ends a DeleteVM, or (with an error) a CreateVM rolled back."""
+    kept = in_phase(state, operation_id, come_from)
+    if kept is None:
+        return None
+    vm = state.vms[kept.record.target_id]
+    ended = (
+        fail(kept.record, error, by.driver, by.now_ms) if error is not None else succeed(kept.record, by.driver, by.now_ms, vm=vm.record)
+    )
+    transaction = _put(operation_key(operation_id), kept.revision, ended)
+    transaction = transaction.and_then(Transaction({vm_key(vm.record.vm_id): vm.revision}, {}, (vm_key(vm.record.vm_id),)))
+    for claim in state.claims_of(vm.record.vm_id):
+        transaction = transaction.and_then(release_claim(state, claim.record.node_id, vm.record.vm_id))
+    return transaction.and_then(_release_volumes(state, vm.record))
+
+
+def release_claim(state: ClusterState, node_id: str, vm_id: str) -> Transaction:
+    """One claim goes, and its charge leaves the node's ledger."""
+    claim, ledger = state.claims[(node_id, vm_id)], state.ledgers[node_id]
+    key = claim_key(node_id, vm_id)
+    after = drop_claim(ledger.record, claim.record.charged)
+    return Transaction({key: claim.revision, ledger_key(node_id): ledger.revision}, {ledger_key(node_id): after}, (key,))
+
+
+def _release_volumes(state: ClusterState, vm: VMRecord) -> Transaction:
+    transaction = Transaction()
+    freed: dict[str, int] = {}
+    for volume_id in vm.volume_ids:
+        kept = state.volumes.get(volume_id)
+        if kept is None:
+            continue
+        key = volume_key(volume_id)
+        if volume_id in vm.own_volumes:
+            transaction = transaction.and_then(Transaction({key: kept.revision}, {}, (key,)))
+            if not kept.record.node_id:
+                freed[kept.record.pool_id] = freed.get(kept.record.pool_id, 0) + kept.record.charged_mib
+        else:
+            transaction = transaction.and_then(_put(key, kept.revision, replace(kept.record, vm_id="")))
+    for pool_id, mib in sorted(freed.items()):
+        transaction = transaction.and_then(release_pool(state, pool_id, mib))
+    return transaction
+
+
+def release_pool(state: ClusterState, pool_id: str, mib: int) -> Transaction:
+    """Space goes back to a shared pool."""
+    kept = state.shared_pools[pool_id]
+    return _put(shared_pool_key(pool_id), kept.revision, drop_claim(kept.record, {f"pool_mib/{pool_id}": mib}))
+
+
+# ---- migration
+
+
+def commit_handoff(state: ClusterState, vm_uid: str, operation_id: str, owner_revision: int) -> Transaction | None:
+    """H5iii: the destination becomes the owner under a new epoch, if the record is the one the source read before it inspected its copy.
+
+    None: it is not; whoever asked looks at the record, which says who won.
+    """
+    kept = state.vm_by_uid(vm_uid)
+    if kept is None or kept.revision != owner_revision:
+        return None
+    owner = kept.record.owner
+    if owner.state is not OwnerState.HANDOFF or owner.operation_id != operation_id:
+        return None
+    committed = Owner(owner.epoch + 1, owner.destination_node_id, owner.destination_incarnation, OwnerState.COMMITTED, operation_id)
+    return _put(vm_key(kept.record.vm_id), kept.revision, replace(kept.record, owner=committed))
+
+
+def abort_handoff(state: ClusterState, operation_id: str, come_from: str, error: StoredError, by: By) -> Transaction | None:
+    """The source goes on under its own epoch; from here on a commit cannot happen. None also when it has happened already."""
+    kept = in_phase(state, operation_id, come_from)
+    if kept is None:
+        return None
+    vm = state.vms[kept.record.target_id]
+    owner = vm.record.owner
+    if owner.state is not OwnerState.HANDOFF or owner.operation_id != operation_id:
+        return None
+    back = replace(owner, state=OwnerState.RUNNING, destination_node_id="", destination_incarnation="")
+    operation = replace(enter(kept.record, ABORTING, error.message, by.driver, by.now_ms), error=error)
+    return _put(operation_key(operation_id), kept.revision, operation).and_then(
+        _put(vm_key(vm.record.vm_id), vm.revision, replace(vm.record, owner=back))
+    )
+
+
+def finish_abort(state: ClusterState, operation_id: str, source_runs: bool, by: By) -> Transaction | None:
+    """Both ends are clean: the destination's claim goes, the VM is free again, where it was."""
+    kept = in_phase(state, operation_id, ABORTING)
+    if kept is None or kept.record.migration is None or kept.record.error is None:
+        return None
+    vm = state.vms[kept.record.target_id]
+    after = replace(vm.record, operation_id="")
+    if not source_runs:
+        owner = replace(vm.record.owner, state=OwnerState.STOPPED)
+        reason = "Its process on the source ended during a migration that had not been committed."
+        after = replace(after, observed=Observed.CRASHED, owner=owner, reason=reason)
+    ended = fail(kept.record, kept.record.error, by.driver, by.now_ms)
+    return (
+        _put(operation_key(operation_id), kept.revision, ended)
+        .and_then(_put(vm_key(after.vm_id), vm.revision, after))
+        .and_then(release_claim(state, kept.record.migration.destination_node_id, after.vm_id))
+    )
+
+
+def finish_migration(state: ClusterState, operation_id: str, figures: Migration, by: By) -> Transaction | None:
+    """H7: it runs on the destination, the source is clean: the source's claim goes, the destination's becomes an ordinary one."""
+    kept = in_phase(state, operation_id, COMMITTED)
+    if kept is None or kept.record.migration is None:
+        return None
+    vm = state.vms[kept.record.target_id]
+    after = replace(vm.record, owner=replace(vm.record.owner, state=OwnerState.RUNNING), operation_id="", observed=Observed.RUNNING)
+    ended = replace(succeed(kept.record, by.driver, by.now_ms, vm=after), migration=figures)
+    claim = state.claims[(figures.destination_node_id, after.vm_id)]
+    settled = replace(claim.record, kind=ClaimKind.RUN, operation_id="")
+    return (
+        _put(operation_key(operation_id), kept.revision, ended)
+        .and_then(_put(vm_key(after.vm_id), vm.revision, after))
+        .and_then(_put(claim_key(figures.destination_node_id, after.vm_id), claim.revision, settled))
+        .and_then(release_claim(state, figures.source_node_id, after.vm_id))
+    )
+
+
+def _put(key: str, revision: int, record: Record) -> Transaction:
+    return Transaction({key: revision}, {key: record})

@@ -1,0 +1,187 @@
+"""MigrateVM: RESERVED -> DESTINATION_READY -> COPYING -> COMMITTED, or ABORTING before the commit. The steps of mode P, from the scheduler's side.
+
+The commit itself is not made here: the source asks any replica for it when it has inspected its frozen copy. This flow notices it in the owner
+record. Before the commit every way out is ABORT, which wins or loses against the commit in one compare; after it the only way is forward.
+"""
+
+from dataclasses import replace
+
+from hostler.errors import HostlerError
+from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.owner import OwnerState
+from scheduler.core.records import Migration, OperationRecord, StoredError
+from scheduler.core.steps import (
+    ABORTING,
+    COMMITTED,
+    COPYING,
+    DESTINATION_READY,
+    RESERVED,
+    abort_handoff,
+    enter_phase,
+    finish_abort,
+    finish_migration,
+)
+from scheduler.engine.driving import Run, Verbs
+from scheduler.ports import Departure, NodeUnreachable
+
+POLL_S = 0.5
+"""While it copies: how often the source is asked, if the owner record does not change before."""
+
+COPY_LIMIT_S = 1800.0
+"""A copy that takes longer will not converge; it is aborted and the VM stays where it is."""
+
+SILENT_SOURCE_LIMIT_S = 60.0
+"""A source that does not answer for this long gets the abort; it learns of it when it is back, and goes on under its own epoch."""
+
+
+async def step(run: Run) -> None:
+    if run.operation.migration is None:
+        raise RuntimeError("a MigrateVM operation has no migration")
+    match run.operation.phase:
+        case phase if phase == RESERVED:
+            await _prepare(run, run.operation.migration)
+        case phase if phase == DESTINATION_READY:
+            by = run.by()
+            await run.write(lambda state: enter_phase(state, run.operation_id, DESTINATION_READY, COPYING, "Memory is being copied.", by))
+        case phase if phase == COPYING:
+            await _copy(run, run.operation.migration)
+        case phase if phase == COMMITTED:
+            await _finish(run, run.operation.migration)
+        case phase if phase == ABORTING:
+            await _clean_up(run, run.operation.migration)
+
+
+async def _prepare(run: Run, migration: Migration) -> None:
+    """H1."""
+    if await _cancelled(run):
+        return
+    claim = run.state.claims[(migration.destination_node_id, run.vm.record.vm_id)].record
+    domain = replace(run.vm.record.domain, charged=claim.charged)
+    prepared = await run.nodes.prepare_incoming(migration.destination_node_id, run.order(), domain, migration.source_node_id)
+    by = run.by()
+    await run.write(
+        lambda state: enter_phase(
+            state,
+            run.operation_id,
+            RESERVED,
+            DESTINATION_READY,
+            "The destination is ready.",
+            by,
+            change_migration=lambda m: replace(m, tunnel_endpoint=prepared.tunnel_endpoint, disks=prepared.disks),
+        )
+    )
+
+
+async def _copy(run: Run, migration: Migration) -> None:
+    """H2: COPYING is in the journal. Start (or find started) the source's end, then follow it until the owner record or the source decides."""
+    owner = run.vm.record.owner
+    if owner.state is OwnerState.COMMITTED:
+        await _note_commit(run, owner.epoch)
+        return
+    if await _cancelled(run):
+        return
+    departure = Departure(
+        migration.destination_node_id,
+        run.state.nodes[migration.destination_node_id].record.endpoint,
+        migration.tunnel_endpoint,
+        migration.disks,
+        migration.bandwidth_mib_s,
+    )
+    await run.nodes.start_outgoing(migration.source_node_id, run.order(), departure)
+    await _follow(run, migration)
+
+
+async def _follow(run: Run, migration: Migration) -> None:
+    began_s = heard_s = run.clock.monotonic_s()
+    while run.operation.phase == COPYING and not run.operation.cancel_requested:
+        revision = run.state.revision
+        if run.vm.record.owner.state is OwnerState.COMMITTED:
+            await _note_commit(run, run.vm.record.owner.epoch)
+            return
+        now_s = run.clock.monotonic_s()
+        try:
+            report = await run.nodes.inspect_handoff(migration.source_node_id, run.order())
+            heard_s, run.waiting_for = now_s, ""
+            if report.stage is Stage.FAILED or report.copy is Copy.ABSENT:
+                await _abort(run, "MIGRATION_FAILED", report.error or "The copy did not complete.")
+                return
+        except NodeUnreachable as error:
+            run.waiting_for = str(error)
+            if now_s - heard_s > SILENT_SOURCE_LIMIT_S:
+                await _abort(run, "NODE_UNREACHABLE", "The source did not answer during the copy.")
+                return
+        if now_s - began_s > COPY_LIMIT_S:
+            await _abort(run, "DEADLINE", f"The copy was not complete after {COPY_LIMIT_S:.0f} s.")
+            return
+        await run.mirror.await_change(revision, POLL_S)
+
+
+async def _note_commit(run: Run, epoch: int) -> None:
+    by = run.by()
+    await run.write(
+        lambda state: enter_phase(
+            state,
+            run.operation_id,
+            COPYING,
+            COMMITTED,
+            "The destination owns it and resumes it.",
+            by,
+            change_migration=lambda m: replace(m, committed_epoch=epoch),
+        )
+    )
+
+
+async def _finish(run: Run, migration: Migration) -> None:
+    """H6 and H7: forward only."""
+    arrived = await run.nodes.finish_incoming(migration.destination_node_id, run.order())
+    if arrived.stage is not Stage.FINISHED:
+        raise NodeUnreachable(f"{migration.destination_node_id}: the copy is {arrived.copy.value.lower()}")
+    left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
+    if left.stage is not Stage.FINISHED:
+        raise NodeUnreachable(f"{migration.source_node_id}: the old copy is {left.copy.value.lower()}")
+    by, figures = run.by(), _figures(migration, left, arrived)
+    await run.write(lambda state: finish_migration(state, run.operation_id, figures, by))
+
+
+def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) -> Migration:
+    """Measured on two hosts' wall clocks: for people."""
+    return replace(
+        migration,
+        bytes_transferred=left.bytes_done,
+        total_ms=max(0, arrived.resume_ms - left.begin_ms) if left.begin_ms and arrived.resume_ms else 0,
+        downtime_ms=max(0, arrived.resume_ms - left.suspend_ms) if left.suspend_ms and arrived.resume_ms else 0,
+    )
+
+
+async def _cancelled(run: Run) -> bool:
+    if run.operation.cancel_requested:
+        await _abort(run, "OPERATION_CANCELLED", "The migration was cancelled.")
+    return run.operation.cancel_requested
+
+
+async def _abort(run: Run, reason: str, message: str) -> None:
+    """Wins, or finds that the commit has: then the next step sees COMMITTED."""
+    by, phase = run.by(), run.operation.phase
+    error = StoredError("FailedPrecondition", reason, message, "The VM goes on where it was.")
+    await run.write(lambda state: abort_handoff(state, run.operation_id, phase, error, by))
+
+
+async def _clean_up(run: Run, migration: Migration) -> None:
+    """After the abort: the destination's copy is destroyed, the source's goes on."""
+    await run.nodes.abort_incoming(migration.destination_node_id, run.order())
+    source = await run.nodes.abort_outgoing(migration.source_node_id, run.order())
+    if source.stage is not Stage.ABORTED:
+        raise NodeUnreachable(f"{migration.source_node_id}: the source is {source.stage.value.lower()}")
+    by, runs = run.by(), source.copy is Copy.RUNNING
+    await run.write(lambda state: finish_abort(state, run.operation_id, runs, by))
+
+
+async def turn_back(run: Run, error: HostlerError) -> None:
+    """Refused before the commit: abort. Refused after it: there is no way back, so it is asked again."""
+    operation: OperationRecord = run.operation
+    if operation.phase in (COMMITTED, ABORTING):
+        raise NodeUnreachable(str(error))
+    await _abort(run, error.reason.value, error.message)
+
+
+MIGRATE = Verbs(step, turn_back)
