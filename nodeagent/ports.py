@@ -2,7 +2,8 @@
 
 Three hypervisors stand behind `Hypervisor` (libvirt on QEMU, libvirt's test driver where it suffices, a simulated one) and pass one
 contract suite.
-An adapter raises `HypervisorUnavailable` when it cannot be asked, `HypervisorRefused` when the answer is no.
+An adapter raises `HypervisorUnavailable` when it cannot be asked, `HypervisorRefused` when the answer is no: refusals of the taxonomy, so that
+whoever called reads them as they are. Their `detail` is for the log.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from hostler.errors import FailedPrecondition, NoCapacity, NotFound, Reason, Unavailable
 from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import NodeReport
 from hostler.model.owner import OwnerRead
@@ -21,13 +23,26 @@ from nodeagent.core.observed import MigrationProgress as MigrationProgress
 from nodeagent.core.observed import PoolView as PoolView
 from nodeagent.core.observed import Power as Power
 
+RETRY_AFTER_S = 2.0
+"""What an unavailable part is given before the caller tries again."""
 
-class HypervisorUnavailable(Exception):
-    """The hypervisor does not answer in time, or the connection to it is lost. What was asked may or may not have happened: look again."""
+
+class HypervisorUnavailable(Unavailable):
+    """It does not answer in time, or the connection is lost. What was asked may or may not have happened: look again."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            Reason.HYPERVISOR_UNAVAILABLE, "The hypervisor on this host does not answer.", "Try again.", retry_after_s=RETRY_AFTER_S
+        )
+        self.detail = detail
 
 
-class HypervisorRefused(Exception):
-    """The hypervisor answered no. `str()` is one sentence safe to show."""
+class HypervisorRefused(FailedPrecondition):
+    """The hypervisor answered no. `detail` is one sentence safe to show."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.HYPERVISOR_REFUSED, detail)
+        self.detail = detail
 
 
 class EventKind(StrEnum):
@@ -138,12 +153,20 @@ class Hypervisor(Protocol):
         """Every event from now on, to each caller of its own; one that falls behind its bounded queue gets CONNECTION_BACK (look again)."""
 
 
-class PoolMissing(Exception):
-    """No pool, or no image, of that name on this host. `str()` is one sentence safe to show."""
+class PoolMissing(NotFound):
+    """No pool, or no image or volume, of that name on this host. `detail` is one sentence safe to show."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.POOL_NOT_FOUND, detail)
+        self.detail = detail
 
 
-class PoolFull(Exception):
-    """The file system has no room. `str()` is one sentence safe to show."""
+class PoolFull(NoCapacity):
+    """The file system has no room. `detail` is one sentence safe to show."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.POOL_CAPACITY_EXCEEDED, detail)
+        self.detail = detail
 
 
 class Volumes(Protocol):
@@ -202,8 +225,12 @@ class OwnerAuthority(Protocol):
         """H5iii; answers the record as it is afterwards. Raises AuthorityUnavailable: ask again."""
 
 
-class AuthorityUnavailable(Exception):
+class AuthorityUnavailable(Unavailable):
     """Nobody who knows the owner answers now."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.SCHEDULER_UNAVAILABLE, "No scheduler replica answers this host.", "Try again.", retry_after_s=RETRY_AFTER_S)
+        self.detail = detail
 
 
 class Peer(Protocol):

@@ -118,7 +118,7 @@ class Mirror:
         before = self.state
         fresh = ClusterState(health=before.health)
         for item in listing.items:
-            _put(fresh, item.key, item.mod_revision, decode(item.key, item.value))
+            put_record(fresh, item.key, item.mod_revision, decode(item.key, item.value))
         fresh.revision = listing.revision
         gone = _names(before) - _names(fresh)
         self.state = fresh
@@ -148,7 +148,7 @@ class Mirror:
                 key, revision, record = event.key, event.mod_revision, None
             if key == TICK:
                 continue
-            _put(self.state, key, revision, record)
+            put_record(self.state, key, revision, record)
             change = Change(revision, *kind_and_id(key), record)
             if len(self._ring) == RING_SIZE:
                 self._ring_begins_after = self._ring[0].revision
@@ -165,7 +165,7 @@ class Mirror:
             self._moved.notify_all()
 
 
-def _put(state: ClusterState, key: str, revision: int, record: Record | None) -> None:
+def put_record(state: ClusterState, key: str, revision: int, record: Record | None) -> None:
     """Write one key's record into the state, or take it out."""
     kind, name = kind_and_id(key)
     match kind:

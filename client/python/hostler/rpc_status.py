@@ -82,8 +82,8 @@ _PLAIN_REASON: dict[type[HostlerError], Reason] = {
 
 
 def code_of(err: HostlerError) -> grpc.StatusCode:
-    """The gRPC code of an error; a class outside the table is a bug and goes out as INTERNAL."""
-    return _CODE_OF.get(type(err), grpc.StatusCode.INTERNAL)
+    """The gRPC code of an error's class, or of the nearest one it is derived from; none in the table is a bug and goes out as INTERNAL."""
+    return next((_CODE_OF[kind] for kind in type(err).__mro__ if kind in _CODE_OF), grpc.StatusCode.INTERNAL)
 
 
 def to_status(err: HostlerError) -> status_pb2.Status:

@@ -1,0 +1,193 @@
+"""What every service of the cluster's API shares: reading, accepting, paging, watching. Thin over the engine."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from hostler.api.type.v1 import operation_pb2
+from hostler.errors import OutOfRange, Reason, Unavailable
+from hostler.server.clock import Clock, IdSource, wall_ms
+from hostler.server.identity import current_principal
+from scheduler.core.accept import Accepted, Request
+from scheduler.core.placement.policy import Policy
+from scheduler.core.records import STATE, OperationRecord
+from scheduler.core.state import ClusterState
+from scheduler.engine.codec import decode
+from scheduler.engine.liveness import Liveness
+from scheduler.engine.mirror import Change, Mirror, put_record
+from scheduler.engine.progress import ProgressReader
+from scheduler.engine.writer import Writer
+from scheduler.ports import RevisionCompacted, Store, StoreUnavailable
+from scheduler.rpc.tokens import PageToken, ResumeToken, decode_page, decode_resume, encode, page_size, question
+from scheduler.rpc.wire import operation_to_wire
+
+BOOKMARK_S = 10.0
+"""How often a quiet watch says how far it has come: a client that reconnects resumes from there."""
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+KINDS = {"vms": "vm", "nodes": "node", "volumes": "volume", "flavors": "flavor", "operations": "op"}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Names of one page in order, the state they are of, and the next page's token."""
+
+    state: ClusterState
+    names: tuple[str, ...]
+    next_token: str
+
+
+@dataclass(slots=True)
+class Api:
+    """One replica's engine, as its services use it."""
+
+    cluster_id: str
+    store: Store
+    mirror: Mirror
+    writer: Writer
+    liveness: Liveness
+    progress: ProgressReader
+    policy: Policy
+    clock: Clock
+    ids: IdSource
+    waiting_for: Callable[[str], str]
+
+    async def read(self) -> ClusterState:
+        """The newest state, with this replica's judgement of every node's health."""
+        state = await self.mirror.refresh()
+        state.health = self.liveness.health()
+        return state
+
+    # ---- mutations
+
+    def request(self, message: Message, request_id: str) -> Request:
+        """Who asks for what; the digest is of everything but the request_id and validate_only."""
+        body = type(message)()
+        body.CopyFrom(message)
+        for name in ("request_id", "validate_only"):
+            if name in message.DESCRIPTOR.fields_by_name:
+                body.ClearField(name)
+        digest = hashlib.blake2b(
+            message.DESCRIPTOR.full_name.encode() + body.SerializeToString(deterministic=True), digest_size=16
+        ).hexdigest()
+        return Request(current_principal().uri, request_id or self.ids.uuid(), digest, wall_ms(self.clock))
+
+    async def accept(self, decide: Callable[[ClusterState], Accepted], validate_only: bool) -> operation_pb2.Operation:
+        """Carry out the decision and answer the operation; only say what it would be, if that is all that is asked."""
+
+        def judged(state: ClusterState) -> Accepted:
+            state.health = self.liveness.health()
+            return decide(state)
+
+        if validate_only:
+            would = operation_to_wire(await self.read(), judged(await self.read()).operation)
+            would.name = ""
+            return would
+        operation = await self.writer.accept(judged)
+        kept = self.mirror.state.operations.get(operation.operation_id)
+        return operation_to_wire(self.mirror.state, kept.record if kept is not None else operation)
+
+    async def operation_to_wire(self, state: ClusterState, operation: OperationRecord) -> operation_pb2.Operation:
+        """With progress and what it waits for, where this replica knows."""
+        progress = await self.progress.of(operation) if not operation.done else None
+        return operation_to_wire(state, operation, self.waiting_for(operation.operation_id), progress)
+
+    # ---- lists
+
+    async def page(
+        self,
+        collection: str,
+        size: int,
+        token_text: str,
+        names_of: Callable[[ClusterState], Iterable[str]],
+        *asked: str,
+    ) -> Page:
+        """One page of `names_of(state)`, which is in order; every page is of the first one's revision. Raises OutOfRange, InvalidRequest."""
+        name = question(collection, *asked)
+        token = decode_page(token_text, self.cluster_id, name)
+        state = await self.read() if token is None else await self._state_at(token.revision, KINDS[collection])
+        names = list(names_of(state))
+        begin = 0
+        if token is not None:
+            begin = names.index(token.after) + 1 if token.after in names else 0
+        page = names[begin : begin + page_size(size)]
+        more = begin + len(page) < len(names)
+        next_token = encode(PageToken(self.cluster_id, state.revision, page[-1], name)) if more else ""
+        return Page(state, tuple(page), next_token)
+
+    async def _state_at(self, revision: int, kind: str) -> ClusterState:
+        """The state as it was: the mirror's if nothing of the kind has changed since, else the store's history."""
+        now = await self.read()
+        if revision == now.revision:
+            return now
+        try:
+            listing = await self.store.list(STATE, revision=revision)
+        except RevisionCompacted as error:
+            raise OutOfRange(Reason.REVISION_COMPACTED, "This list is too old to go on.", "List again from the first page.") from error
+        except StoreUnavailable as error:
+            raise Unavailable(Reason.STORE_UNAVAILABLE, "The cluster's store does not answer.", "Try again.", retry_after_s=1.0) from error
+        then = ClusterState(revision=revision, health=now.health)
+        for item in listing.items:
+            put_record(then, item.key, item.mod_revision, decode(item.key, item.value))
+        return then
+
+    def resume_token(self, revision: int) -> str:
+        return encode(ResumeToken(self.cluster_id, revision))
+
+    # ---- watches
+
+    async def watch(
+        self,
+        kind: str,
+        token_text: str,
+        updated: Callable[[ClusterState, str], M | None],
+        deleted: Callable[[str], M],
+        bookmark: Callable[[], M],
+    ) -> AsyncIterator[tuple[M, str]]:
+        """Messages with the resume token that belongs to each. Every change is told, or OutOfRange is raised; never is one skipped.
+
+        A change is told as the resource is when it is told: several changes between two tellings may be one.
+        """
+        token = decode_resume(token_text, self.cluster_id)
+        state = await self.read()
+        if token is None:
+            revision = state.revision
+            for name in sorted(self._names(kind, state)):
+                message = updated(state, name)
+                if message is not None:
+                    yield message, ""
+            yield bookmark(), self.resume_token(revision)
+        else:
+            revision = token.revision
+            if revision > state.revision:
+                raise OutOfRange(Reason.REVISION_UNKNOWN, "This token is from the future of this cluster.", "List again.")
+        async for change in self._changes(kind, revision):
+            if change is None:
+                yield bookmark(), self.resume_token(self.mirror.state.revision)
+                continue
+            message = updated(self.mirror.state, change.name) if change.record is not None else None
+            yield message if message is not None else deleted(change.name), self.resume_token(change.revision)
+
+    async def _changes(self, kind: str, revision: int) -> AsyncIterator[Change | None]:
+        """Changes of one kind after `revision`, for ever; None when it was quiet for a while."""
+        while True:
+            changes = self.mirror.changes_after(revision)
+            revision = max(revision, self.mirror.state.revision)
+            told = False
+            for change in changes:
+                if change.kind == kind:
+                    told = True
+                    yield change
+            if not changes:
+                before = self.mirror.state.revision
+                await self.mirror.await_change(before, BOOKMARK_S)
+                self.mirror.state.health = self.liveness.health()
+                if self.mirror.state.revision == before and not told:
+                    yield None
+
+    def _names(self, kind: str, state: ClusterState) -> Iterable[str]:
+        return list(state.vms if kind == "vm" else state.nodes)

@@ -1,0 +1,136 @@
+"""ClusterLinkService: what node agents ask. Each may speak for its own node alone."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+import grpc.aio
+import structlog
+
+from hostler.errors import Conflict, NotFound, PermissionDenied, Reason, Unavailable
+from hostler.internal.v1 import cluster_link_pb2, cluster_link_pb2_grpc
+from hostler.model.node import NodeReport
+from hostler.model.owner import OwnerRead
+from hostler.server.identity import PrincipalKind, current_principal
+from hostler.server.internal_wire import inventory_from_wire, owner_to_wire
+from scheduler.core.decide_nodes import owned_by, register, take_report, take_status
+from scheduler.core.records import NodeRecord, VMRecord
+from scheduler.core.state import ClusterState, Kept
+from scheduler.core.steps import commit_handoff
+from scheduler.core.transaction import Transaction
+from scheduler.engine.liveness import INTERVAL_S
+from scheduler.ports import StoreUnavailable
+from scheduler.rpc.api import Api
+
+Context = grpc.aio.ServicerContext[object, object]
+log = structlog.get_logger()
+
+
+class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
+    """See proto hostler.internal.v1.ClusterLinkService."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def Register(self, request: cluster_link_pb2.RegisterRequest, context: Context) -> cluster_link_pb2.RegisterResponse:
+        _only_itself(request.node_id)
+        report = inventory_from_wire(request.inventory)
+        if report.node_id != request.node_id:
+            raise PermissionDenied(Reason.NODE_IDENTITY_MISMATCH, "The inventory is another node's.")
+        record = await self._register(report, request.boot_id, request.endpoint)
+        await self._take_statuses(report)
+        state = await self._api.read()
+        owned = [owner_to_wire(_read(state, kept)) for kept in owned_by(state, request.node_id)]
+        log.info("node registered", node=request.node_id, incarnation=record.incarnation, endpoint=request.endpoint)
+        return cluster_link_pb2.RegisterResponse(incarnation=record.incarnation, heartbeat_interval_s=int(INTERVAL_S), owned=owned)
+
+    async def Heartbeat(
+        self, request_iterator: AsyncIterator[cluster_link_pb2.HeartbeatRequest], context: Context
+    ) -> AsyncIterator[cluster_link_pb2.HeartbeatResponse]:
+        node_id = current_principal().id
+        try:
+            async for request in request_iterator:
+                _only_itself(request.node_id)
+                kept = self._api.mirror.state.nodes.get(node_id)
+                if kept is None or kept.record.incarnation != request.incarnation:
+                    kept = (await self._api.read()).nodes.get(node_id)
+                if kept is None or kept.record.incarnation != request.incarnation:
+                    yield cluster_link_pb2.HeartbeatResponse(counter=request.counter, register_again=True)
+                    return
+                if request.HasField("inventory"):
+                    report = inventory_from_wire(request.inventory)
+                    await self._api.writer.apply(partial(take_report, report=report))
+                    await self._take_statuses(report)
+                try:
+                    await self._api.liveness.beat(node_id, request.incarnation, request.counter)
+                except StoreUnavailable as error:
+                    raise Unavailable(Reason.STORE_UNAVAILABLE, "The beat could not be written.", retry_after_s=1.0) from error
+                yield cluster_link_pb2.HeartbeatResponse(counter=request.counter)
+        finally:
+            self._api.liveness.left(node_id)
+
+    async def GetOwner(self, request: cluster_link_pb2.GetOwnerRequest, context: Context) -> cluster_link_pb2.OwnerRecord:
+        _only_a_node()
+        state = await self._api.read()
+        return owner_to_wire(_read(state, _vm(state, request.vm_uid)))
+
+    async def CommitHandoff(self, request: cluster_link_pb2.CommitHandoffRequest, context: Context) -> cluster_link_pb2.OwnerRecord:
+        state = await self._api.read()
+        owner = _vm(state, request.vm_uid).record.owner
+        if current_principal().id not in (owner.node_id, owner.destination_node_id):
+            _source_of(state, request.operation_id)
+        committed = await self._api.writer.apply(
+            lambda state: commit_handoff(state, request.vm_uid, request.operation_id, request.owner_revision)
+        )
+        state = await self._api.read()
+        kept = _vm(state, request.vm_uid)
+        log.info("commit of a handoff", operation=request.operation_id, committed=committed, epoch=kept.record.owner.epoch)
+        return owner_to_wire(_read(state, kept))
+
+    async def _register(self, report: NodeReport, boot_id: str, endpoint: str) -> NodeRecord:
+        written: list[NodeRecord] = []
+
+        def decide(state: ClusterState) -> Transaction | None:
+            record, transaction = register(state, report, boot_id, endpoint)
+            written.append(record)
+            return transaction
+
+        await self._api.writer.apply(decide)
+        return written[-1]
+
+    async def _take_statuses(self, report: NodeReport) -> None:
+        """One small transaction each, so that one busy VM does not hold up the others; what is lost to a conflict comes with the next report."""
+        for status in report.vms:
+            try:
+                await self._api.writer.apply(partial(take_status, node_id=report.node_id, status=status))
+            except Conflict:
+                log.info("status of a VM was overtaken", vm_uid=status.vm_uid)
+
+
+def _only_itself(node_id: str) -> None:
+    principal = current_principal()
+    if principal.kind is not PrincipalKind.NODE or principal.id != node_id:
+        raise PermissionDenied(Reason.NODE_IDENTITY_MISMATCH, f"{principal} does not speak for node {node_id}.")
+
+
+def _only_a_node() -> None:
+    if current_principal().kind is not PrincipalKind.NODE:
+        raise PermissionDenied(Reason.IDENTITY_NOT_ALLOWED, "Only nodes ask this.")
+
+
+def _source_of(state: ClusterState, operation_id: str) -> None:
+    """The source may ask for the outcome of its own commit again, when it is no longer the owner."""
+    kept = state.operations.get(operation_id)
+    migration = kept.record.migration if kept is not None else None
+    if migration is None or current_principal().id != migration.source_node_id:
+        raise PermissionDenied(Reason.NODE_IDENTITY_MISMATCH, "This handoff is not yours.")
+
+
+def _vm(state: ClusterState, vm_uid: str) -> Kept[VMRecord]:
+    kept = state.vm_by_uid(vm_uid)
+    if kept is None:
+        raise NotFound(Reason.VM_NOT_FOUND, "There is no such VM.")
+    return kept
+
+
+def _read(state: ClusterState, kept: Kept[VMRecord]) -> OwnerRead:
+    return OwnerRead(kept.record.uid, kept.record.owner, kept.revision, state.revision)

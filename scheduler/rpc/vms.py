@@ -1,0 +1,126 @@
+"""VMService of the cluster: convert, decide, convert."""
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from hostler.api.cluster.v1 import vms_pb2, vms_pb2_grpc
+from hostler.api.type.v1 import operation_pb2, vm_pb2
+from hostler.errors import NotFound, Reason
+from scheduler.core import decide_vms
+from scheduler.core.accept import Request
+from scheduler.core.state import ClusterState
+from scheduler.rpc import checks
+from scheduler.rpc.api import Api
+from scheduler.rpc.wire import vm_to_wire, wished_vm
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class VMService(vms_pb2_grpc.VMServiceServicer):
+    """See proto hostler.api.cluster.v1.VMService."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def CreateVM(self, request: vms_pb2.CreateVMRequest, context: Context) -> operation_pb2.Operation:
+        checks.require(
+            request,
+            *checks.new_id("vm_id", request.vm_id),
+            *checks.vm(request.vm),
+            *checks.resource("node", request.node, "nodes"),
+            *checks.request_id(request.request_id),
+        )
+        uids = [self._api.ids.uuid() for _ in range(1 + len(request.vm.disks))]
+        macs = [_mac(self._api.ids.uuid()) for _ in request.vm.nics]
+        wish = wished_vm(request.vm_id, request.vm, request.node.removeprefix("nodes/"), request.leave_stopped, uids, macs)
+        asked = self._api.request(request, request.request_id)
+        return await self._api.accept(lambda state: decide_vms.create_vm(state, asked, wish, self._api.policy), request.validate_only)
+
+    async def GetVM(self, request: vms_pb2.GetVMRequest, context: Context) -> vm_pb2.VM:
+        checks.require(request, *checks.resource("name", request.name, "vms"))
+        state = await self._api.read()
+        vm_id = request.name.removeprefix("vms/")
+        if vm_id not in state.vms:
+            raise NotFound(Reason.VM_NOT_FOUND, f"There is no VM {vm_id}.", "See `hostler vm list`.")
+        return vm_to_wire(state, state.vms[vm_id].record, state.vms[vm_id].revision)
+
+    async def ListVMs(self, request: vms_pb2.ListVMsRequest, context: Context) -> vms_pb2.ListVMsResponse:
+        checks.require(request, *checks.resource("node", request.node, "nodes"))
+        node_id = request.node.removeprefix("nodes/")
+
+        def names(state: ClusterState) -> list[str]:
+            return sorted(vm_id for vm_id, kept in state.vms.items() if not node_id or kept.record.owner.node_id == node_id)
+
+        page = await self._api.page("vms", request.page_size, request.page_token, names, request.node)
+        return vms_pb2.ListVMsResponse(
+            vms=[vm_to_wire(page.state, page.state.vms[name].record, page.state.vms[name].revision) for name in page.names],
+            next_page_token=page.next_token,
+            resume_token=self._api.resume_token(page.state.revision),
+        )
+
+    async def DeleteVM(self, request: vms_pb2.DeleteVMRequest, context: Context) -> operation_pb2.Operation:
+        vm_id, asked = self._about(request)
+        return await self._api.accept(
+            lambda state: decide_vms.delete_vm(state, asked, vm_id, request.etag, request.force), request.validate_only
+        )
+
+    async def StartVM(self, request: vms_pb2.StartVMRequest, context: Context) -> operation_pb2.Operation:
+        vm_id, asked = self._about(request)
+        return await self._api.accept(lambda state: decide_vms.start_vm(state, asked, vm_id, request.etag), request.validate_only)
+
+    async def StopVM(self, request: vms_pb2.StopVMRequest, context: Context) -> operation_pb2.Operation:
+        checks.require(request, *checks.between("grace_s", request.grace_s, 0, checks.MAX_GRACE_S))
+        vm_id, asked = self._about(request)
+        return await self._api.accept(
+            lambda state: decide_vms.stop_vm(state, asked, vm_id, request.etag, request.grace_s, request.force), request.validate_only
+        )
+
+    async def RebootVM(self, request: vms_pb2.RebootVMRequest, context: Context) -> operation_pb2.Operation:
+        vm_id, asked = self._about(request)
+        return await self._api.accept(
+            lambda state: decide_vms.reboot_vm(state, asked, vm_id, request.etag, request.force), request.validate_only
+        )
+
+    async def MigrateVM(self, request: vms_pb2.MigrateVMRequest, context: Context) -> operation_pb2.Operation:
+        checks.require(
+            request,
+            *checks.resource("destination_node", request.destination_node, "nodes"),
+            *checks.between("bandwidth_mib_s", request.bandwidth_mib_s, 0, checks.MAX_BANDWIDTH_MIB_S),
+        )
+        vm_id, asked = self._about(request)
+        destination = request.destination_node.removeprefix("nodes/")
+        return await self._api.accept(
+            lambda state: decide_vms.migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy),
+            request.validate_only,
+        )
+
+    async def WatchVMs(self, request: vms_pb2.WatchVMsRequest, context: Context) -> AsyncIterator[vms_pb2.WatchVMsResponse]:
+        def updated(state: ClusterState, vm_id: str) -> vms_pb2.WatchVMsResponse | None:
+            kept = state.vms.get(vm_id)
+            if kept is None:
+                return None
+            return vms_pb2.WatchVMsResponse(updated=vm_to_wire(state, kept.record, kept.revision))
+
+        async for message, token in self._api.watch(
+            "vm",
+            request.resume_token,
+            updated,
+            lambda vm_id: vms_pb2.WatchVMsResponse(deleted=f"vms/{vm_id}"),
+            lambda: vms_pb2.WatchVMsResponse(bookmark=True),
+        ):
+            message.resume_token = token
+            yield message
+
+    def _about(self, request: "_OnOneVM") -> tuple[str, Request]:
+        checks.require(request, *checks.resource("name", request.name, "vms"), *checks.request_id(request.request_id))
+        return request.name.removeprefix("vms/"), self._api.request(request, request.request_id)
+
+
+_OnOneVM = vms_pb2.DeleteVMRequest | vms_pb2.StartVMRequest | vms_pb2.StopVMRequest | vms_pb2.RebootVMRequest | vms_pb2.MigrateVMRequest
+
+
+def _mac(uuid: str) -> str:
+    """52:54:00 is QEMU's own prefix; the rest is random."""
+    digits = uuid.replace("-", "")[-6:]
+    return ":".join(("52", "54", "00", digits[0:2], digits[2:4], digits[4:6]))
