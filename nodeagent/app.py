@@ -1,6 +1,7 @@
 """The composition root of the node agent: joins adapters, engine and services of one node, and says in which order they start and stop.
 
-Stopping or restarting it never touches a guest: QEMU belongs to libvirt, definitions and handoffs are on disk, and a new process takes up what it finds.
+Stopping or restarting it never touches a guest: QEMU belongs to libvirt, definitions and handoffs are on disk, and a new process takes up what
+it finds.
 """
 
 import asyncio
@@ -56,6 +57,10 @@ class Parts:
     files: StateFiles
 
 
+OpenParts = Callable[[Settings, ServerTls, Clock], AbstractAsyncContextManager[Parts]]
+"""Makes the real adapters, and puts them away at the end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What makes one agent: who it is, where it listens and is reached, which schedulers it asks (none: standalone), and what it offers."""
@@ -76,7 +81,7 @@ async def main(
     settings: Settings,
     shutdown: Shutdown,
     notifier: Notifier,
-    open_parts: "Callable[[Settings, ServerTls, Clock], AbstractAsyncContextManager[Parts]]",
+    open_parts: OpenParts,
 ) -> None:
     """One agent as a daemon, until `shutdown`."""
     clock = SystemClock()

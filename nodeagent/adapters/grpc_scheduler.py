@@ -87,7 +87,7 @@ class GrpcScheduler:
     async def close(self) -> None:
         self._drop_stream()
 
-    async def _ask(self, call: Callable[[cluster_link_pb2_grpc.ClusterLinkServiceAsyncStub], Awaitable[T]]) -> T:
+    async def _ask(self, call: "Callable[[cluster_link_pb2_grpc.ClusterLinkServiceAsyncStub], Awaitable[T]]") -> T:
         """The first replica that answers; AioRpcError for an answer that is a refusal, AuthorityUnavailable if none answers."""
         for _ in self._stubs:
             try:

@@ -67,8 +67,8 @@ REFUSED_BEFORE_APPLYING = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""etcd checks form, identity and permission before it writes. RESOURCE_EXHAUSTED is not here: the write that crosses the space quota is
-applied and still answered with "database space exceeded". UNAVAILABLE and DEADLINE_EXCEEDED say nothing about the write."""
+"""etcd checks form, identity and permission before it writes. RESOURCE_EXHAUSTED is not here: "database space exceeded" is also what its
+applier returns after a write that crossed the quota. UNAVAILABLE and DEADLINE_EXCEEDED say nothing about the write."""
 
 ALL_KEYS = b"\0"
 

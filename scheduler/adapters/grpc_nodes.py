@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,7 +26,7 @@ COPY_S = 600.0
 """A step that copies an image."""
 
 T = TypeVar("T")
-Stub = agent_pb2_grpc.AgentServiceAsyncStub
+Stub: TypeAlias = "agent_pb2_grpc.AgentServiceAsyncStub"
 
 
 class GrpcNodes:
@@ -106,7 +106,7 @@ class GrpcNodes:
             await channel.close()
         self._channels.clear()
 
-    async def _ask(self, node_id: str, call: Callable[[Stub], Awaitable[T]]) -> T:
+    async def _ask(self, node_id: str, call: "Callable[[Stub], Awaitable[T]]") -> T:
         try:
             return await call(agent_pb2_grpc.AgentServiceStub(await self._channel(node_id)))
         except grpc.aio.AioRpcError as error:
