@@ -1,0 +1,136 @@
+"""The `Hypervisor` port over one simulated host: what an agent sees of it.
+
+An instance is one agent's connection and holds nothing that matters: after a restart of the agent a new instance finds domains, migrations
+and events as they are. Signals go past the daemon, so they work while it hangs, exactly like pidfds.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import TypeVar
+
+from hostler.model.domain import DomainSpec
+from nodeagent.adapters.sim_events import QUEUE_EVENTS
+from nodeagent.adapters.sim_host import SimHost
+from nodeagent.adapters.sim_world import SimWorld
+from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress
+from nodeagent.ports import DomainEvent, EventKind, HypervisorFacts, MigrationSockets
+
+T = TypeVar("T")
+
+DEADLINE_S = 5.0
+"""For any call but migrate: the same patience as with a real libvirtd, which answers in milliseconds or is in trouble."""
+
+DESTROY_PATIENCE_S = 2.0
+"""Until a process that does not go by itself is killed: a little above what libvirt takes."""
+
+
+class SimHypervisor:
+    """One agent's view of `world.hosts[node_id]`."""
+
+    def __init__(self, world: SimWorld, node_id: str, *, deadline_s: float = DEADLINE_S, queue_events: int = QUEUE_EVENTS) -> None:
+        self._world = world
+        self._node_id = node_id
+        self._deadline_s = deadline_s
+        self._queue_events = queue_events
+
+    @property
+    def _host(self) -> SimHost:
+        return self._world.hosts[self._node_id]
+
+    async def facts(self) -> HypervisorFacts:
+        return await self._ask("", lambda: HypervisorFacts("Simulated hypervisor", "SIMULATION", "NONE"))
+
+    async def domains(self) -> tuple[DomainView, ...]:
+        return await self._ask("", lambda: tuple(domain.view() for domain in self._host.domains.values()))
+
+    async def domain(self, vm_uid: str) -> DomainView | None:
+        def look() -> DomainView | None:
+            domain = self._host.domains.get(vm_uid)
+            return domain.view() if domain is not None else None
+
+        return await self._ask(vm_uid, look)
+
+    async def create_paused(self, spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainView:
+        return await self._ask(spec.vm_uid, lambda: self._host.create(spec, tag, disk_paths).view())
+
+    async def resume(self, vm_uid: str) -> None:
+        await self._ask(vm_uid, lambda: self._host.resume(vm_uid), monitor=True)
+
+    async def press_power_button(self, vm_uid: str) -> None:
+        await self._ask(vm_uid, lambda: self._host.press_power_button(vm_uid), monitor=True)
+
+    async def reboot(self, vm_uid: str) -> None:
+        await self._ask(vm_uid, lambda: self._host.reset(vm_uid), monitor=True)
+
+    async def reset(self, vm_uid: str) -> None:
+        await self._ask(vm_uid, lambda: self._host.reset(vm_uid), monitor=True)
+
+    async def destroy(self, vm_uid: str) -> None:
+        ending = await self._ask(vm_uid, lambda: self._host.begin_destroy(vm_uid))
+        if ending is not None and not await self._ends_within(ending, DESTROY_PATIENCE_S):
+            await self.kill(vm_uid)
+
+    def freeze(self, vm_uid: str) -> bool:
+        process = self._host.process_of(vm_uid)
+        if process is not None:
+            self._host.signal_stop(process)
+        return process is not None
+
+    def thaw(self, vm_uid: str) -> bool:
+        process = self._host.process_of(vm_uid)
+        if process is not None:
+            self._host.signal_continue(process)
+        return process is not None
+
+    def is_frozen(self, vm_uid: str) -> bool:
+        process = self._host.process_of(vm_uid)
+        return process is not None and process.stopped
+
+    async def kill(self, vm_uid: str) -> None:
+        process = self._host.process_of(vm_uid)
+        if process is not None:
+            self._host.lose_process(process, EventKind.CRASHED)
+
+    async def locks(self, disk_paths: tuple[str, ...]) -> Locks:
+        files = [self._world.file(self._node_id, path) for path in disk_paths]
+        found = [file for file in files if file is not None]
+        if not found or len(found) != len(files) or not all(file.lockable for file in found):
+            return Locks.UNPROVABLE
+        return Locks.HELD if any(file.holder_pid for file in found) else Locks.FREE
+
+    async def migrate(
+        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
+    ) -> None:
+        job = await self._ask(vm_uid, lambda: self._host.begin_migration(vm_uid, tag, disk_paths, sockets, bandwidth_mib_s), monitor=True)
+        await asyncio.shield(job.outcome)
+
+    async def abort_migration(self, vm_uid: str) -> None:
+        def abort() -> None:
+            job = self._host.jobs.get(vm_uid)
+            if job is not None:
+                job.abort()
+
+        await self._ask(vm_uid, abort, monitor=True)
+
+    async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
+        def look() -> MigrationProgress | None:
+            job = self._host.jobs.get(vm_uid)
+            return job.progress() if job is not None else None
+
+        return await self._ask(vm_uid, look)
+
+    def libvirt_socket(self) -> str:
+        return f"sim:{self._node_id}"
+
+    def events(self) -> AsyncGenerator[DomainEvent, None]:
+        return self._host.events.read(self._queue_events)
+
+    async def _ask(self, vm_uid: str, work: Callable[[], T], *, monitor: bool = False) -> T:
+        return await self._host.request(vm_uid, work, self._deadline_s, monitor=monitor)
+
+    async def _ends_within(self, ending: "asyncio.Task[None]", timeout_s: float) -> bool:
+        async with asyncio.TaskGroup() as group:
+            timer = group.create_task(self._world.clock.sleep(timeout_s), name="patience")
+            await asyncio.wait({ending, timer}, return_when=asyncio.FIRST_COMPLETED)
+            timer.cancel()
+        return ending.done()

@@ -1,0 +1,204 @@
+"""A simulated live migration, as libvirt's peer-to-peer v3 protocol goes and fails; it runs in the daemons, whoever asked for it.
+
+Prepare, copy until what is left fits the downtime, switchover (source SWITCHED, its locks dropped), arrival (destination complete and paused),
+then the source's end. The ways it ends are those that were seen on real libvirt, among them "error but moved": when the answer to the last
+step is lost the source's daemon believes in a failure and lets the source run on by itself, with a complete copy left on the other side.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from nodeagent.core.observed import CopyTag, MigrationProgress, Power
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, MigrationSockets
+
+if TYPE_CHECKING:
+    from nodeagent.adapters.sim_host import SimDomain, SimHost
+
+MIB = 1 << 20
+SOCKET_PREFIX = "sim:"
+UNLIMITED_MIB_S = 1024
+"""What the fabric carries when the caller sets no limit."""
+DOWNTIME_S = 0.3
+"""The copy switches over once the rest takes less than this: QEMU's default."""
+
+
+class MigrationFault(StrEnum):
+    """One way in which a migration goes wrong."""
+
+    FAILS_MIDWAY = "FAILS_MIDWAY"
+    """An error halfway through the copy; the source runs on, the destination's process is gone."""
+    STALLS = "STALLS"
+    """The copy stops moving until `MigrationJob.end_stall`."""
+    FINISH_REPLY_LOST = "FINISH_REPLY_LOST"
+    """The copy arrived; the source's daemon never hears of it, calls it a failure and lets the source run on."""
+    RESULT_LOST = "RESULT_LOST"
+    """The copy arrived and the source ended; only the caller gets an error."""
+    PAUSED_IGNORED = "PAUSED_IGNORED"
+    """As FINISH_REPLY_LOST, with a destination that runs at once: what happens without libvirt's PAUSED flag."""
+
+
+class MigrationJob:
+    """One migration. `outcome` is libvirt's answer, which is not a verdict."""
+
+    def __init__(
+        self,
+        source: "SimHost",
+        domain: "SimDomain",
+        tag: CopyTag,
+        disk_paths: Mapping[str, str],
+        sockets: MigrationSockets,
+        bandwidth_mib_s: int,
+    ) -> None:
+        self._source = source
+        self._world = source.world
+        self._domain = domain
+        self._tag = tag
+        self._disk_paths = disk_paths
+        self._sockets = sockets
+        self._rate = (bandwidth_mib_s or UNLIMITED_MIB_S) * MIB
+        self._fault = self._world.take_migration_fault(domain.uuid)
+        self._stalled = False
+        self._aborted = False
+        self._done_bytes = 0.0
+        self._left_bytes = float(domain.memory_mib * MIB)
+        self._downtime_ms = 0
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def progress(self) -> MigrationProgress:
+        rate = 0 if self._stalled or self._left_bytes == 0 else self._rate
+        return MigrationProgress(int(self._done_bytes), int(self._done_bytes + self._left_bytes), rate, self._downtime_ms)
+
+    def abort(self) -> None:
+        """Heeded while it copies; later it is too late."""
+        self._aborted = True
+
+    def end_stall(self) -> None:
+        self._stalled = False
+
+    async def run(self) -> None:
+        self.outcome.add_done_callback(lambda outcome: None if outcome.cancelled() else outcome.exception())
+        try:
+            await self._steps()
+            self.outcome.set_result(None)
+        except (HypervisorRefused, HypervisorUnavailable) as error:
+            self.outcome.set_exception(error)
+        finally:
+            self._source.jobs.pop(self._domain.uuid, None)
+            self.outcome.cancel()
+
+    async def _steps(self) -> None:
+        times = self._world.times
+        destination = self._destination()
+        await self._world.clock.sleep(times.prepare_s)
+        arriving = destination.accept(self._domain, self._tag, self._disk_paths)
+        try:
+            await self._copy(destination, arriving)
+        except (HypervisorRefused, HypervisorUnavailable):
+            destination.lose_process(arriving.process, EventKind.STOPPED)
+            raise
+        self._switch()
+        await self._world.clock.sleep(times.switch_s)
+        await self._arrive(destination, arriving)
+        await self._finish(arriving)
+
+    def _destination(self) -> "SimHost":
+        """Where the sockets lead now."""
+        operation_id = self._sockets.libvirt.removeprefix(SOCKET_PREFIX).partition("/")[0]
+        node_id = self._world.fabric.leads_to(operation_id, self._source.node_id)
+        host = self._world.hosts.get(node_id) if node_id is not None else None
+        if host is None or not host.up:
+            raise HypervisorRefused("Cannot connect to the destination's hypervisor.")
+        return host
+
+    # ---- copy
+
+    async def _copy(self, destination: "SimHost", arriving: "SimDomain") -> None:
+        """Round after round until what is left fits the downtime; memory that the guest dirties is copied again."""
+        self._stalled = self._fault is MigrationFault.STALLS
+        half_bytes = self._left_bytes / 2
+        while self._left_bytes > self._rate * DOWNTIME_S or self._stalled or self._done_bytes == 0:
+            await self._still_possible(destination, arriving)
+            await self._world.clock.sleep(self._world.times.quantum_s)
+            if not self._stalled and not self._domain.process.stopped:
+                self._transfer()
+            if self._fault is MigrationFault.FAILS_MIDWAY and self._done_bytes >= half_bytes:
+                raise HypervisorRefused("The migration failed: the simulated copy broke.")
+        await self._still_possible(destination, arriving)
+
+    def _transfer(self) -> None:
+        quantum_s = self._world.times.quantum_s
+        sent = min(self._left_bytes, self._rate * quantum_s)
+        dirtied = self._world.behaviour(self._domain.uuid).dirty_mib_s * MIB * quantum_s if self._domain.process.executing else 0.0
+        self._done_bytes += sent
+        self._left_bytes = min(self._left_bytes - sent + dirtied, float(self._domain.memory_mib * MIB))
+
+    async def _still_possible(self, destination: "SimHost", arriving: "SimDomain") -> None:
+        """Raises what libvirt's call would raise now."""
+        if self._aborted:
+            raise HypervisorRefused("The migration was cancelled.")
+        if self._domain.process.dead:
+            raise HypervisorRefused("The source's process ended during the migration.")
+        if arriving.process.dead or not destination.up:
+            raise HypervisorRefused("The destination's process ended during the migration.")
+        if not self._source.up:
+            raise HypervisorUnavailable("The connection to the simulated hypervisor was lost.")
+        if not self._connected():
+            await self._world.clock.sleep(self._world.times.reply_timeout_s)
+            if not self._connected():
+                raise HypervisorRefused("The connection to the destination was lost.")
+
+    def _connected(self) -> bool:
+        operation_id = self._sockets.libvirt.removeprefix(SOCKET_PREFIX).partition("/")[0]
+        return self._world.fabric.leads_to(operation_id, self._source.node_id) is not None
+
+    # ---- switchover and after
+
+    def _switch(self) -> None:
+        self._world.inactivate(self._domain.process)
+        self._domain.power = Power.SWITCHED
+        self._source.publish(EventKind.SWITCHED, self._domain.uuid)
+
+    async def _arrive(self, destination: "SimHost", arriving: "SimDomain") -> None:
+        lost = arriving.process.dead or not destination.up or not self._connected()
+        if lost or self._domain.process.dead:
+            destination.lose_process(arriving.process, EventKind.STOPPED)
+            await self._let_source_go_on()
+            raise HypervisorRefused("The migration failed at its last step.")
+        self._done_bytes, self._left_bytes = self._done_bytes + self._left_bytes, 0.0
+        self._downtime_ms = round(self._world.times.switch_s * 1000)
+        arriving.process.take_memory_of(self._domain.process)
+        arriving.power = Power.PAUSED
+        destination.publish(EventKind.ARRIVED, arriving.uuid)
+        if self._fault is MigrationFault.PAUSED_IGNORED and self._world.begin_executing(arriving.process):
+            arriving.power = Power.RUNNING
+            destination.publish(EventKind.RESUMED, arriving.uuid)
+
+    async def _finish(self, arriving: "SimDomain") -> None:
+        if self._fault in (MigrationFault.FINISH_REPLY_LOST, MigrationFault.PAUSED_IGNORED) or not self._connected():
+            await self._world.clock.sleep(self._world.times.reply_timeout_s)
+            await self._let_source_go_on()
+            raise HypervisorRefused("The connection to the destination was lost.")
+        await self._reap()
+        if self._fault is MigrationFault.RESULT_LOST or not self._source.up:
+            raise HypervisorUnavailable("The connection to the simulated hypervisor was lost.")
+
+    async def _reap(self) -> None:
+        times, process = self._world.times, self._domain.process
+        await self._world.clock.sleep(times.reap_s)
+        if process.stopped and not process.dead:
+            await self._world.clock.sleep(max(0.0, times.reap_stopped_s - times.reap_s))
+        if self._source.up:
+            self._source.lose_process(process, EventKind.STOPPED_MIGRATED)
+
+    async def _let_source_go_on(self) -> None:
+        """The daemon's own undoing of what it takes for a failure: it waits for a process that is stopped, and gives up at a lock held."""
+        await self._source.until_free(self._domain.uuid, monitor=True)
+        if self._domain.process.dead or not self._source.up:
+            return
+        if self._world.begin_executing(self._domain.process):
+            self._domain.power = Power.RUNNING
+            self._source.publish(EventKind.RESUMED, self._domain.uuid)
+        else:
+            self._domain.power = Power.PAUSED

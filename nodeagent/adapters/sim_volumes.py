@@ -1,0 +1,85 @@
+"""The `Volumes` port of a simulated host: pools are file systems of the world, so a shared pool's files are the same ones on every host."""
+
+from hostler.model.domain import VolumeSpec
+from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
+from nodeagent.adapters.sim_world import SimWorld, pool_root
+from nodeagent.ports import PoolFull, PoolMissing, PoolView
+
+IMAGES = "images/"
+VOLUMES = "volumes/"
+DEFAULT_SIZE_MIB = 1
+"""A volume that asks for no size and has no image."""
+
+
+class SimVolumes:
+    """Volumes of `world.hosts[node_id]`."""
+
+    def __init__(self, world: SimWorld, node_id: str) -> None:
+        self._world = world
+        self._node_id = node_id
+
+    async def pools(self) -> tuple[PoolView, ...]:
+        return tuple(_view(pool_id, file_system) for pool_id, file_system in sorted(self._host_pools().items()))
+
+    async def ensure(self, volume: VolumeSpec) -> int:
+        file_system = self._pool(volume.pool_id)
+        name = _file(volume.volume_uid, volume.format)
+        there = file_system.files.get(name)
+        if there is not None:
+            return there.size_mib
+        size_mib = self._size_mib(file_system, volume)
+        if size_mib > file_system.free_mib:
+            raise PoolFull(f"Pool {volume.pool_id} has no room for {size_mib} MiB.")
+        return file_system.create(name, size_mib).size_mib
+
+    async def remove(self, volume: VolumeSpec) -> None:
+        self._pool(volume.pool_id).files.pop(_file(volume.volume_uid, volume.format), None)
+
+    async def uids(self, pool_id: str) -> tuple[str, ...]:
+        names = sorted(name.removeprefix(VOLUMES) for name in self._pool(pool_id).files if name.startswith(VOLUMES))
+        return tuple(name.rpartition(".")[0] for name in names)
+
+    def path(self, pool_id: str, volume_uid: str, image_format: str) -> str:
+        self._pool(pool_id)
+        return f"{pool_root(self._node_id, pool_id)}/{_file(volume_uid, image_format)}"
+
+    async def identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
+        file_system = self._pool(pool_id)
+        file = file_system.files.get(_file(volume_uid, image_format))
+        if file is None:
+            raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
+        return f"{file_system.fingerprint}:{file.inode}"
+
+    def _size_mib(self, file_system: SimFileSystem, volume: VolumeSpec) -> int:
+        if not volume.image:
+            return volume.size_mib or DEFAULT_SIZE_MIB
+        image: SimFile | None = file_system.files.get(f"{IMAGES}{volume.image}.qcow2")
+        if image is None:
+            raise PoolMissing(f"Pool {volume.pool_id} has no image {volume.image}.")
+        return max(volume.size_mib, image.size_mib)
+
+    def _host_pools(self) -> dict[str, SimFileSystem]:
+        return self._world.hosts[self._node_id].pools
+
+    def _pool(self, pool_id: str) -> SimFileSystem:
+        file_system = self._host_pools().get(pool_id)
+        if file_system is None:
+            raise PoolMissing(f"This host has no pool {pool_id}.")
+        return file_system
+
+
+def _file(volume_uid: str, image_format: str) -> str:
+    return f"{VOLUMES}{volume_uid}.{image_format}"
+
+
+def _view(pool_id: str, file_system: SimFileSystem) -> PoolView:
+    images = sorted(name.removeprefix(IMAGES).removesuffix(".qcow2") for name in file_system.files if name.startswith(IMAGES))
+    return PoolView(
+        pool_id,
+        file_system.shared,
+        file_system.fingerprint,
+        file_system.capacity_mib,
+        file_system.free_mib,
+        file_system.locks,
+        tuple(images),
+    )

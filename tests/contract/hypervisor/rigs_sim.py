@@ -1,0 +1,80 @@
+"""The simulated hypervisor in virtual time: two hosts that share one pool. Always there."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from hostler.model.domain import DiskSpec, DomainSpec, ServiceClass, VolumeSpec
+from hostler.server.manual_clock import ManualClock
+from nodeagent.adapters.sim_hypervisor import SimHypervisor
+from nodeagent.adapters.sim_storage import SimFileSystem
+from nodeagent.adapters.sim_time import keep_moving
+from nodeagent.adapters.sim_tunnel import SimTunnel
+from nodeagent.adapters.sim_volumes import SimVolumes
+from nodeagent.adapters.sim_world import SimWorld
+from nodeagent.ports import Hypervisor, MigrationSockets
+from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, RigKind
+
+NODES = ("n1", "n2")
+POOL = "shared"
+
+
+class SimRig:
+    """Two hosts of a world."""
+
+    def __init__(self, world: SimWorld, clock: ManualClock) -> None:
+        self.world = world
+        self.clock = clock
+        self.call_deadline_s = 5.0
+        self.queue_events = 8
+        self._hypervisors = [SimHypervisor(world, node, deadline_s=self.call_deadline_s, queue_events=self.queue_events) for node in NODES]
+        self._tunnels = [SimTunnel(world, node) for node in NODES]
+        self._volumes = [SimVolumes(world, node) for node in NODES]
+        self._serial = itertools.count(1)
+
+    def hypervisor(self, host: int) -> Hypervisor:
+        return self._hypervisors[host]
+
+    async def new_vm(self) -> ContractVM:
+        serial = next(self._serial)
+        vm_uid, volume_uid = str(UUID(int=serial)), str(UUID(int=1000 + serial))
+        await self._volumes[0].ensure(VolumeSpec(volume_uid, POOL, 16, ""))
+        spec = DomainSpec(vm_uid, f"vm{serial}", 1, 100, 512, ServiceClass.BURSTABLE, (DiskSpec(volume_uid, POOL, "qcow2"),))
+        return ContractVM(spec, tuple({volume_uid: volumes.path(POOL, volume_uid, "qcow2")} for volumes in self._volumes))
+
+    async def ticks(self, vm: ContractVM) -> int:
+        return self.world.guest(vm.uid).ticks
+
+    async def add_unmanaged(self, host: int) -> str:
+        return self.world.hosts[NODES[host]].add_unmanaged("somebody-elses")
+
+    async def hang(self, host: int, vm: ContractVM | None) -> None:
+        self.world.hosts[NODES[host]].hang(vm.uid if vm else "")
+
+    async def unhang(self, host: int, vm: ContractVM | None) -> None:
+        self.world.hosts[NODES[host]].unhang(vm.uid if vm else "")
+
+    async def connect(self, operation_id: str) -> MigrationSockets:
+        endpoint = await self._tunnels[1].open_incoming(operation_id, NODES[0])
+        return await self._tunnels[0].open_outgoing(operation_id, endpoint, NODES[1])
+
+    async def disconnect(self, operation_id: str) -> None:
+        await self._tunnels[1].close_incoming(operation_id)
+
+
+@asynccontextmanager
+async def open_rig() -> AsyncIterator[Rig]:
+    clock = ManualClock()
+    async with SimWorld(clock) as world, asyncio.TaskGroup() as group:
+        pool = SimFileSystem("fs-1", 4096, shared=True)
+        for node in NODES:
+            world.add_host(node, pools={POOL: pool})
+        moving = group.create_task(keep_moving(clock), name="virtual time")
+        yield SimRig(world, clock)
+        moving.cancel()
+        world.assert_one_writer()
+
+
+RIGS = (RigKind("sim", frozenset(Capability), open_rig),)
