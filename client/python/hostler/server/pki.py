@@ -137,7 +137,7 @@ def issue(
 ) -> IssuedCertificate:
     """A certificate and a new key for `principal`. `hosts`: extra DNS names and IP addresses of a server. Never outlives the CA.
 
-    Raises PkiError: another cluster's principal, hosts that may not be there, days out of range.
+    Raises PkiError: another cluster's principal, hosts that may not be there, days out of range, an expired CA.
     """
     if principal.cluster != ca.cluster:
         raise PkiError(f"This CA is of cluster {ca.cluster}, not {principal.cluster}.")
@@ -149,6 +149,8 @@ def issue(
         raise PkiError(f"A certificate is valid for 1 to {CA_DAYS} days.")
     key, now = ec.generate_private_key(ec.SECP256R1()), clock.now()
     not_after = min(now + timedelta(days=days), ca.cert.not_valid_after_utc)
+    if not_after <= now:
+        raise PkiError(f"The CA itself expired on {ca.cert.not_valid_after_utc:%Y-%m-%d}; make a new one and issue every certificate anew.")
     usage = x509.KeyUsage(True, False, False, False, False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False)
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
     cert = (
