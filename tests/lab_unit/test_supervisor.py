@@ -36,6 +36,16 @@ if os.fork() == 0:
 os.wait()
 time.sleep(3600)
 """
+BEATS_LONGER_THAN_ITS_WATCHDOG = """
+import os, socket, time
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.connect(os.environ["NOTIFY_SOCKET"])
+sock.send(b"READY=1")
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    sock.send(b"WATCHDOG=1")
+    time.sleep(0.05)
+"""
 STUBBORN = """
 import os, signal, socket, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -143,6 +153,15 @@ async def test_hung_unit_is_shot_by_the_watchdog_and_restarted(tmp_path: Path) -
         states = [(t.state, t.reason) for t in supervisor.transitions("d")]
     assert (State.DEACTIVATING, "no WATCHDOG=1 for 0.5 s: SIGABRT") in states
     assert (State.AUTO_RESTART, "watchdog (SIGKILL), restart in 0.05 s") in states
+
+
+async def test_beating_unit_is_left_alone(tmp_path: Path) -> None:
+    """Breaks when WATCHDOG=1 does not hold the watchdog off."""
+    async with Supervisor(tmp_path) as supervisor:
+        await supervisor.start(Unit("d", python(BEATS_LONGER_THAN_ITS_WATCHDOG), watchdog_s=1.0))
+        ended = await supervisor.wait_for_state("d", State.INACTIVE, TIMEOUT_S)
+    assert ended.reason == "success (status 0)"
+    assert [t.state for t in supervisor.transitions("d")] == [State.ACTIVATING, State.ACTIVE, State.INACTIVE]
 
 
 async def test_clean_end_is_not_restarted(tmp_path: Path) -> None:

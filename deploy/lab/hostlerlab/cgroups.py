@@ -106,6 +106,11 @@ class Cgroup:
         """The files into which a process writes its pid to become part of this host."""
         return tuple(h.root / self.name / "cgroup.procs" for h in self.hierarchies)
 
+    def guest_groups(self) -> tuple[Path, ...]:
+        """The groups that libvirt made for guests, in every hierarchy; those of dead guests included."""
+        machines = (h.root / self.name / "machine" for h in self.hierarchies)
+        return tuple(g for m in machines if m.exists() for g in m.iterdir() if g.is_dir())
+
     def pids(self) -> set[int]:
         """Every process started in this host, guests included."""
         return pids_below(self.tracker.root / self.name)

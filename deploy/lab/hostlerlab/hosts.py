@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 from hostlerlab import shared_pool
-from hostlerlab.cgroups import Caps, Cgroup
+from hostlerlab.cgroups import Caps, Cgroup, kill_below, remove_tree
 from hostlerlab.journal import Journal
 from hostlerlab.processes import Process, identify
-from hostlerlab.shell import COMMAND_TIMEOUT_S, wait_for
+from hostlerlab.shell import COMMAND_TIMEOUT_S, remove_path, wait_for
 from hostlerlab.space import Bind, Space
 
 GUEST_BRIDGE = "br0"
@@ -28,6 +28,7 @@ SHARED_POOL = STATE_DIR / "pools" / "shared"
 LOCAL_POOL = STATE_DIR / "pools" / "local"
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 QEMU_USER = "libvirt-qemu"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KVM_DEVICE = Path("/dev/kvm")
 LIBVIRTD_TIMEOUT_S = 60.0
 _UUID_SPACE = uuid.UUID("6f0d8a52-6a52-4d0e-9c3e-7d0a6f7c9107")
@@ -94,8 +95,6 @@ class Host:
         """Lay out the host's private directories and configuration."""
         for source in _DIRECTORIES:
             (self.folder / source).mkdir(parents=True, exist_ok=True)
-        (self.folder / "run" / "hostler").mkdir(mode=0o755)
-        (self.folder / "run" / "lock").mkdir(mode=0o1777)
         for pool in (SHARED_POOL, LOCAL_POOL):
             self._private(pool).mkdir(parents=True)
         etc = self.folder / "etc-libvirt"
@@ -120,10 +119,25 @@ class Host:
     def _private(self, path: Path) -> Path:
         return self.folder / "lib-hostler" / path.relative_to(STATE_DIR)
 
+    def power_off(self) -> None:
+        """Everything that runs in this host dies at once, as by the power switch. Disks, addresses and wires stay."""
+        kill_below(self.space.cgroup.tracker.root / self.space.cgroup.name)
+
+    def power_on(self) -> None:
+        """Boot after `power_off`: an empty /run, a new boot id, no guests."""
+        for group in self.space.cgroup.guest_groups():
+            remove_tree(group)
+        self.start()
+
     def start(self) -> None:
         """Create the namespaces (its netns exists), mount the shared pool, start virtlogd and libvirtd."""
+        for old in (self.folder / "run").iterdir():
+            remove_path(old)
+        (self.folder / "run" / "hostler").mkdir(mode=0o755)
+        (self.folder / "run" / "lock").mkdir()
+        (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
         binds = [Bind(self.folder / source, Path(target)) for source, target in _DIRECTORIES.items()]
-        binds += [Bind(self.folder / "hosts", Path("/etc/hosts"))]
+        binds += [Bind(self.folder / "hosts", Path("/etc/hosts")), Bind(self.folder / "boot-id", BOOT_ID)]
         if Path("/etc/machine-id").exists():
             binds += [Bind(self.folder / "machine-id", Path("/etc/machine-id"))]
         binds += [Bind(self.folder / "dev-kvm", KVM_DEVICE)] if KVM_DEVICE.exists() else []

@@ -20,7 +20,7 @@ from hostlerlab.cgroups import TRACKER, Caps, Cgroup, hierarchies, kill_below, p
 from hostlerlab.hosts import Host, HostSpec
 from hostlerlab.journal import Journal, Record
 from hostlerlab.processes import Process, command_line
-from hostlerlab.shell import run, wait_for
+from hostlerlab.shell import remove_path, run, wait_for
 from hostlerlab.space import Space
 
 CLAIM_FILE = Path("/run/hostlerlab")
@@ -141,9 +141,9 @@ class Lab:
             if path in kept:
                 for inner in path.iterdir():
                     if inner != kept[path]:
-                        _remove(inner)
+                        remove_path(inner)
             else:
-                _remove(path)
+                remove_path(path)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     # -- down -------------------------------------------------------------------------------------------------
@@ -249,13 +249,6 @@ def _machine_lock() -> Iterator[Path]:
 
 def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _delete_netns(name: str) -> None:

@@ -5,9 +5,11 @@ condition with a deadline and a reason, because none of the things waited for he
 empty, a kernel link) can be awaited through one file descriptor.
 """
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 COMMAND_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.02
@@ -62,3 +64,11 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> None
         if time.monotonic() >= deadline:
             raise WaitTimeout(f"waited {timeout_s:g} s for {what}")
         time.sleep(POLL_INTERVAL_S)  # noqa: TID251 - the poll itself, bounded by the deadline above
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a link, a socket or a whole directory."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -17,7 +17,7 @@ from hostlerlab import network
 from hostlerlab.cgroups import Cgroup
 from hostlerlab.journal import Journal, Record
 from hostlerlab.processes import Process, identify
-from hostlerlab.shell import COMMAND_TIMEOUT_S, run, wait_for
+from hostlerlab.shell import COMMAND_TIMEOUT_S, CommandError, run, wait_for
 
 START_TIMEOUT_S = 20.0
 _ENTER_CGROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@"'
@@ -47,6 +47,7 @@ class Space:
             self._mount_point(bind.target)
         script = self.folder / "setup.sh"
         ready = self.folder / "ready"
+        ready.unlink(missing_ok=True)
         script.write_text("\n".join([*self._setup_lines(binds), *commands, f"touch {ready}", "exec sleep infinity", ""]))
         argv = [
             *self._into_cgroups(),
@@ -123,7 +124,11 @@ class Space:
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end; as `shell.run`."""
-        return run(self.argv(command), timeout_s=timeout_s, stdin=stdin, env=env, check=check)
+        try:
+            return run(self.argv(command), timeout_s=timeout_s, stdin=stdin, env=env, check=check)
+        except CommandError as failed:
+            # Without the wrappers, which are the same for every command.
+            raise CommandError((f"{self.name}:", *command), failed.code, failed.output) from failed.__cause__
 
     def popen(
         self,
