@@ -19,7 +19,9 @@ def generate(out: Path) -> None:
     site = Path(status_pb2.__file__).parents[2]
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     files = sorted(str(p.relative_to(PROTO)) for p in PROTO.rglob("*.proto"))
+    tools = Path(sys.executable).parent
     plugins = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    plugins += [f"--plugin=protoc-gen-{kind}={tools / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")]
     if protoc.main(["protoc", f"-I{PROTO}", f"-I{site}", f"-I{well_known}", *plugins, *files]) != 0:
         raise SystemExit("protoc refused the files above")
     for file in files:

@@ -1,0 +1,49 @@
+# `make help` lists what there is. Everything a target needs it installs itself; see deploy/setup.sh.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup check test test-all demo dev lint types proto-lint generate clean lab-down
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
+
+setup: ## install packages (as root on Debian), the virtual environment, and this project in it
+	@deploy/setup.sh
+
+lint: setup ## ruff
+	ruff check .
+	ruff format --check .
+
+types: setup ## mypy --strict
+	mypy
+
+proto-lint: setup ## buf lint
+	@deploy/proto_lint.sh
+
+generate: setup ## write the API code from the .proto files
+	$(PY) deploy/generate_api.py
+
+check: lint types proto-lint ## lint, types, contracts, unit, golden, rpc; no root, < 2 minutes
+	pytest -q -m "not lab and not etcd and not slow"
+
+test: check ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
+	pytest -q -m "(lab or etcd) and not slow"
+
+test-all: check ## everything, the slow tests too
+	pytest -q -m "lab or etcd or slow"
+
+demo: setup ## a three-host cluster on this machine doing its main job; KEEP=1 leaves it running, DRIVER=sim simulates the hosts
+	@deploy/demo.sh
+
+dev: setup ## a simulated cluster in one process, for people who write clients
+	hostler dev
+
+lab-down: setup ## take the lab down, whatever state it is in
+	PYTHONPATH=deploy/lab $(PY) -m hostlerlab down
+
+clean: ## remove what was built (not the virtual environment)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
