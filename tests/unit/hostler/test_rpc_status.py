@@ -4,10 +4,11 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from hostler import errors, rpc_status
-from hostler.errors import HostlerError, Internal, NotFound, Reason, Unavailable, Violation
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hostler import errors, rpc_status
+from hostler.errors import HostlerError, Internal, NotFound, Reason, Unavailable, Violation
 
 CLASSES = HostlerError.__subclasses__()
 TEXT = st.text(max_size=40)
