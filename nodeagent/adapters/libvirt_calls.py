@@ -1,0 +1,97 @@
+"""Blocking libvirt calls under asyncio: at most one per lane, bounded in number, each with a deadline that holds even if libvirt never returns.
+
+A lane is one domain seen for one purpose, so that a stuck QEMU stalls only itself. A call that misses its deadline goes on in its thread:
+its caller is told `HypervisorUnavailable`, its lane stays taken until the thread comes back, and nothing else waits for it. Threads are
+daemons, started per call (about 0.1 ms), because the executor of the standard library joins its threads at exit: one call into a hung
+libvirtd would hang the agent's end. Works from several event loops, one after the other.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from nodeagent.ports import HypervisorUnavailable
+
+T = TypeVar("T")
+
+
+class Calls:
+    """At most `limit` calls at once; one at a time in a lane. A full house is an answer, not a queue."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._running: dict[str, Future[Any]] = {}
+        self._guard = threading.Lock()
+
+    @property
+    def running(self) -> int:
+        """Calls whose threads have not come back, abandoned ones included."""
+        return len(self._running)
+
+    def lane_taken(self, lane: str) -> bool:
+        """Whether a call runs in `lane`, abandoned ones included."""
+        return lane in self._running
+
+    async def run(self, lane: str, deadline_s: float | None, work: Callable[[], T]) -> T:
+        """`work()` in a thread of its own, after what runs in `lane`. `deadline_s` counts from now, waiting for the lane included; None: none.
+
+        Raises what `work` raises; HypervisorUnavailable at the deadline, or at once when `limit` calls are running. Cancelling the caller
+        leaves the thread to its end.
+        """
+        timeout = asyncio.timeout(deadline_s)
+        try:
+            async with timeout:
+                while (before := self._running.get(lane)) is not None:
+                    await _ended(before)
+                call = self._start(lane, work)
+                await _ended(call)
+                return call.result()
+        except TimeoutError as err:
+            if timeout.expired():
+                raise HypervisorUnavailable(f"no answer in {deadline_s:g} s ({lane})") from err
+            raise
+
+    def _start(self, lane: str, work: Callable[[], T]) -> Future[T]:
+        call: Future[T] = Future()
+        with self._guard:
+            if len(self._running) >= self._limit:
+                raise HypervisorUnavailable(f"{self._limit} calls wait for an answer already")
+            self._running[lane] = call
+        threading.Thread(target=self._work, args=(lane, call, work), name=f"libvirt {lane}", daemon=True).start()
+        return call
+
+    def _work(self, lane: str, call: Future[T], work: Callable[[], T]) -> None:
+        try:
+            result = work()
+        except BaseException as err:  # it belongs to whoever waits for the call
+            self._leave(lane)
+            call.set_exception(err)
+        else:
+            self._leave(lane)
+            call.set_result(result)
+
+    def _leave(self, lane: str) -> None:
+        with self._guard:
+            del self._running[lane]
+
+
+async def _ended(call: Future[Any]) -> None:
+    """Wait until the call's thread is through, whichever loop started it."""
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+
+    def wake(_call: Future[Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(_settle, woken)
+        except RuntimeError:
+            return  # the loop is closed: nobody waits any more
+
+    call.add_done_callback(wake)
+    await woken
+
+
+def _settle(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
