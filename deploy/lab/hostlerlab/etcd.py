@@ -76,8 +76,9 @@ def argv(member: Member, cluster: Sequence[Member], tls: Tls | None = None, extr
         *("--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"),
     ]
     if tls is not None:
-        line += ["--cert-file", str(tls.server_cert), "--key-file", str(tls.server_key), "--trusted-ca-file", str(tls.ca)]
-        line += ["--client-cert-auth"] if tls.require_client else []
+        line += ["--cert-file", str(tls.server_cert), "--key-file", str(tls.server_key)]
+        # A trusted CA alone already makes etcd demand a client certificate.
+        line += ["--client-cert-auth", "--trusted-ca-file", str(tls.ca)] if tls.require_client else []
     return [*line, *extra]
 
 
