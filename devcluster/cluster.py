@@ -44,6 +44,7 @@ class DevOptions:
     replicas: int = 2
     cpu_milli: int = 8000
     memory_mib: int = 16384
+    reserve_mib: int = 512
     pool_mib: int = 1024 * 1024
     images: dict[str, int] = field(default_factory=lambda: {"debian-12": 2048, "guest": 64})
 
@@ -126,7 +127,7 @@ class DevCluster:
             f"127.0.0.1:{port}",
             f"127.0.0.1:{port}",
             self.endpoints,
-            Offer(CapacityCap(), 512),
+            Offer(CapacityCap(), self.options.reserve_mib),
             clock=self._clock,
         )
         self.agents[node_id] = await self._launch(node_id, lambda shutdown, ready: agent_app.run(node, parts, shutdown, ready))
@@ -143,9 +144,10 @@ class DevCluster:
     async def _launch(self, name: str, run: RunDaemon) -> Daemon:
         shutdown = Shutdown()
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        task = self._group.create_task(run(shutdown, port.set_result), name=name)
+        task: asyncio.Task[None] = self._group.create_task(run(shutdown, port.set_result), name=name)
         async with asyncio.timeout(START_TIMEOUT_S):
-            await asyncio.wait({asyncio.ensure_future(port), task}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[int] | asyncio.Task[None]] = {port, task}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
         return Daemon(name, task, port.result(), shutdown)

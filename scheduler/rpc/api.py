@@ -1,7 +1,7 @@
 """What every service of the cluster's API shares: reading, accepting, paging, watching. Thin over the engine."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from scheduler.core.accept import Accepted, Request
 from scheduler.core.placement.policy import Policy
 from scheduler.core.records import STATE, OperationRecord
 from scheduler.core.state import ClusterState
+from scheduler.core.view import Health
 from scheduler.engine.codec import decode
 from scheduler.engine.liveness import Liveness
 from scheduler.engine.mirror import Change, Mirror, put_record
@@ -26,6 +27,9 @@ from scheduler.rpc.wire import operation_to_wire
 
 BOOKMARK_S = 10.0
 """How often a quiet watch says how far it has come: a client that reconnects resumes from there."""
+
+HEALTH_LOOK_S = 0.5
+"""How often a watch of nodes looks at their health: heartbeats are no change of state that would wake it."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -173,21 +177,29 @@ class Api:
             yield message if message is not None else deleted(change.name), self.resume_token(change.revision)
 
     async def _changes(self, kind: str, revision: int) -> AsyncIterator[Change | None]:
-        """Changes of one kind after `revision`, for ever; None when it was quiet for a while."""
+        """Changes of one kind after `revision`, for ever; None when it was quiet for a while. A node's health is this replica's own
+        judgement, not a record: its changes are told too."""
+        health, quiet_since_s = self.liveness.health(), self.clock.monotonic_s()
         while True:
-            changes = self.mirror.changes_after(revision)
+            changes = [change for change in self.mirror.changes_after(revision) if change.kind == kind]
             revision = max(revision, self.mirror.state.revision)
-            told = False
+            before, health = health, self.liveness.health()
+            self.mirror.state.health = health
+            if kind == "node":
+                changes += self._health_changes(before, health, {change.name for change in changes})
             for change in changes:
-                if change.kind == kind:
-                    told = True
-                    yield change
-            if not changes:
-                before = self.mirror.state.revision
-                await self.mirror.await_change(before, BOOKMARK_S)
-                self.mirror.state.health = self.liveness.health()
-                if self.mirror.state.revision == before and not told:
+                yield change
+            now_s = self.clock.monotonic_s()
+            if changes or now_s - quiet_since_s >= BOOKMARK_S:
+                quiet_since_s = now_s
+                if not changes:
                     yield None
+            await self.mirror.await_change(revision, HEALTH_LOOK_S if kind == "node" else BOOKMARK_S)
+
+    def _health_changes(self, before: Mapping[str, Health], now: Mapping[str, Health], told: set[str]) -> list[Change]:
+        state = self.mirror.state
+        different = sorted(name for name in now if name not in told and before.get(name) != now[name] and name in state.nodes)
+        return [Change(state.revision, "node", name, state.nodes[name].record) for name in different]
 
     def _names(self, kind: str, state: ClusterState) -> Iterable[str]:
         return list(state.vms if kind == "vm" else state.nodes)

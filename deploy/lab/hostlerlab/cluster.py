@@ -1,0 +1,160 @@
+"""Hostler itself on a lab: etcd, scheduler replicas and one agent per host, as supervised units with their own certificates.
+
+Decision: what an operator would write by hand is written here: one TOML file per daemon, certificates made by `hostler pki`, units with the
+restart and watchdog settings of deploy/systemd. The daemons are started as the programs that are installed; nothing of theirs is imported.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hostlerlab.etcd import EtcdCluster
+from hostlerlab.hosts import LIBVIRT_SOCKET, LOCAL_POOL, SHARED_POOL, STATE_DIR, Host
+from hostlerlab.lab import Lab
+from hostlerlab.supervisor import State, Supervisor, Unit
+
+CLUSTER = "lab"
+GATEWAY = "10.91.7.1"
+"""The lab bridge's own address: schedulers listen here, so that hosts reach them."""
+SCHEDULER_PORT = 7400
+AGENT_PORT = 7500
+READY_TIMEOUT_S = 60.0
+PKI_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What each agent offers of its host: less than the host's caps, so that a demonstration fills it with a few small VMs."""
+
+    cpu_milli: int
+    memory_mib: int
+
+
+@dataclass(slots=True)
+class LabCluster:
+    """A running cluster. `unit` names: s1.. for replicas, n1.. for agents."""
+
+    lab: Lab
+    folder: Path
+    etcd: EtcdCluster
+    supervisor: Supervisor
+    replicas: tuple[str, ...]
+    offer: Offer
+    units: dict[str, Unit] = field(default_factory=dict)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """host:port of every scheduler replica."""
+        return tuple(f"{GATEWAY}:{SCHEDULER_PORT + index}" for index in range(len(self.replicas)))
+
+    @property
+    def user_tls(self) -> Path:
+        """Directory of the administrator's certificate."""
+        return self.folder / "tls" / "user-admin"
+
+    def environment(self) -> dict[str, str]:
+        """What `hostler` needs to find the cluster."""
+        tls = self.user_tls
+        return {
+            "HOSTLER_ENDPOINT": ",".join(self.endpoints),
+            "HOSTLER_CERT": str(tls / "tls.crt"),
+            "HOSTLER_KEY": str(tls / "tls.key"),
+            "HOSTLER_CA": str(tls / "ca.crt"),
+        }
+
+    def log_text(self, unit: str) -> str:
+        """Everything the unit has logged."""
+        return self.supervisor.log_path(unit).read_text(errors="replace")
+
+    async def start(self) -> None:
+        """Replicas, then agents; returns when all say that they are ready."""
+        self._certificates()
+        for index, replica in enumerate(self.replicas):
+            self.units[replica] = self._scheduler(replica, index)
+            await self.supervisor.start(self.units[replica])
+        for replica in self.replicas:
+            await self.supervisor.wait_for_state(replica, State.ACTIVE, READY_TIMEOUT_S)
+        for host in self.lab.hosts.values():
+            self.units[host.name] = self._agent(host)
+            await self.supervisor.start(self.units[host.name])
+        for host in self.lab.hosts.values():
+            await self.supervisor.wait_for_state(host.name, State.ACTIVE, READY_TIMEOUT_S)
+
+    def _certificates(self) -> None:
+        ca = self.folder / "ca"
+        if not ca.exists():
+            _hostler("pki", "init", CLUSTER, "--dir", str(ca))
+        wanted = [("user", "admin"), *(("scheduler", r) for r in self.replicas), *(("node", h) for h in self.lab.hosts)]
+        for kind, name in wanted:
+            out = self.folder / "tls" / f"{kind}-{name}"
+            if not out.exists():
+                _hostler("pki", "issue", kind, name, "--ca", str(ca), "--out", str(out))
+
+    def _tls(self, kind: str, name: str) -> str:
+        out = self.folder / "tls" / f"{kind}-{name}"
+        return f'[tls]\ncert = "{out}/tls.crt"\nkey = "{out}/tls.key"\nca = "{out}/ca.crt"\n'
+
+    def _scheduler(self, replica: str, index: int) -> Unit:
+        config = self.folder / f"{replica}.toml"
+        config.write_text(
+            f'listen = "{GATEWAY}:{SCHEDULER_PORT + index}"\n\n{self._tls("scheduler", replica)}\n'
+            f"[etcd]\nendpoints = {_list(self.etcd.endpoints)}\n"
+        )
+        return Unit(replica, _program("hostler-scheduler", config), restart_s=1.0, watchdog_s=20.0, restart="always")
+
+    def _agent(self, host: Host) -> Unit:
+        config = self.folder / f"{host.name}.toml"
+        config.write_text(
+            f'listen = "{host.address}:{AGENT_PORT}"\nadvertise = "{host.address}:{AGENT_PORT}"\ntunnel_host = "{host.address}"\n'
+            f'schedulers = {_list(self.endpoints)}\nstate_dir = "{STATE_DIR}/agent"\nlibvirt_socket = "{LIBVIRT_SOCKET}"\n\n'
+            f"{self._tls('node', host.name)}\n"
+            f"[capacity]\ncpu_milli = {self.offer.cpu_milli}\nmemory_mib = {self.offer.memory_mib}\n\n"
+            f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
+        )
+        return Unit(
+            host.name,
+            _program("hostler-nodeagent", config),
+            restart_s=0.5,
+            watchdog_s=20.0,
+            restart="always",
+            space=host.space,
+        )
+
+
+@asynccontextmanager
+async def lab_cluster(
+    lab: Lab, folder: Path, etcd_members: int = 3, replicas: Sequence[str] = ("s1", "s2"), offer: Offer = Offer(500, 1024)
+) -> AsyncIterator[LabCluster]:
+    """A cluster on a lab that is up; its daemons end with the block (guests do not)."""
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 once, before anything runs
+    etcd = EtcdCluster(folder / "etcd", etcd_members)
+    etcd.start()
+    try:
+        async with Supervisor(folder / "units") as supervisor:
+            cluster = LabCluster(lab, folder, etcd, supervisor, tuple(replicas), offer)
+            await cluster.start()
+            yield cluster
+    finally:
+        etcd.stop()
+
+
+def _list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
+
+
+def _program(name: str, config: Path) -> list[str]:
+    return [str(Path(sys.executable).with_name(name)), "--config", str(config)]
+
+
+def _hostler(*arguments: str) -> None:
+    """The installed command line; its message is the reason when it fails."""
+    program = Path(sys.executable).with_name("hostler")
+    result = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=PKI_TIMEOUT_S, check=False, env=os.environ | {"NO_COLOR": "1"}
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"hostler {' '.join(arguments)}: {result.stderr.strip()}")

@@ -1,0 +1,100 @@
+"""The cluster's API as a user's program sees it: raw stubs, so that these tests do not stand on the SDK."""
+
+from dataclasses import dataclass
+
+import grpc.aio
+
+from hostler.api.cluster.v1 import (
+    flavors_pb2,
+    flavors_pb2_grpc,
+    nodes_pb2,
+    nodes_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    vms_pb2,
+    vms_pb2_grpc,
+    volumes_pb2_grpc,
+)
+from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+
+CALL_S = 10.0
+WAIT_S = 30
+
+
+@dataclass(slots=True)
+class Client:
+    """The API of one replica, as a user's program sees it."""
+
+    channel: grpc.aio.Channel
+
+    @property
+    def vms(self) -> "vms_pb2_grpc.VMServiceAsyncStub":
+        return vms_pb2_grpc.VMServiceStub(self.channel)
+
+    @property
+    def nodes(self) -> "nodes_pb2_grpc.NodeServiceAsyncStub":
+        return nodes_pb2_grpc.NodeServiceStub(self.channel)
+
+    @property
+    def volumes(self) -> "volumes_pb2_grpc.VolumeServiceAsyncStub":
+        return volumes_pb2_grpc.VolumeServiceStub(self.channel)
+
+    @property
+    def operations(self) -> "operations_pb2_grpc.OperationServiceAsyncStub":
+        return operations_pb2_grpc.OperationServiceStub(self.channel)
+
+    async def create(
+        self, vm_id: str, memory_mib: int = 512, request_id: str = "", node: str = "", **more: object
+    ) -> operation_pb2.Operation:
+        """A VM with one disk on the shared pool."""
+        disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool="pools/shared", image="guest", size_mib=64))
+        vm = vm_pb2.VM(vcpus=1, memory_mib=memory_mib, disks=[disk], nics=[vm_pb2.VM.Nic(network="networks/br0")])
+        request = vms_pb2.CreateVMRequest(vm_id=vm_id, vm=vm, request_id=request_id, node=node)
+        return await self.vms.CreateVM(request, timeout=CALL_S)
+
+    async def wait(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
+        """Until it is done."""
+        request = operations_pb2.WaitOperationRequest(name=operation.name, timeout_s=WAIT_S)
+        done = await self.operations.WaitOperation(request, timeout=WAIT_S + CALL_S)
+        assert done.done, f"{done.verb} is still in {done.phase}: {done.reason}"
+        return done
+
+    async def made(self, vm_id: str, **how: object) -> vm_pb2.VM:
+        """A VM that runs."""
+        done = await self.wait(await self.create(vm_id, **how))  # type: ignore[arg-type]
+        assert done.state == operation_pb2.Operation.SUCCEEDED, done.error.message
+        return done.vm
+
+    async def vm(self, vm_id: str) -> vm_pb2.VM:
+        return await self.vms.GetVM(vms_pb2.GetVMRequest(name=f"vms/{vm_id}"), timeout=CALL_S)
+
+    async def migrate(self, vm_id: str, to: str = "") -> operation_pb2.Operation:
+        request = vms_pb2.MigrateVMRequest(name=f"vms/{vm_id}", destination_node=f"nodes/{to}" if to else "")
+        return await self.vms.MigrateVM(request, timeout=CALL_S)
+
+    async def until_phase(self, operation: operation_pb2.Operation, phase: str) -> operation_pb2.Operation:
+        """Watch it until it enters the phase (or is done)."""
+        call = self.operations.WatchOperation(operations_pb2.WatchOperationRequest(name=operation.name), timeout=WAIT_S)
+        try:
+            async for answer in call:
+                if answer.operation.phase == phase or answer.operation.done:
+                    return answer.operation
+        finally:
+            call.cancel()
+        raise AssertionError(f"{operation.name} ended without {phase}")
+
+    async def until_ready(self, nodes: int) -> None:
+        """Watch the nodes until so many have registered and beat."""
+        call = self.nodes.WatchNodes(nodes_pb2.WatchNodesRequest(), timeout=WAIT_S)
+        try:
+            async for _ in call:
+                answer = await self.nodes.ListNodes(nodes_pb2.ListNodesRequest(), timeout=CALL_S)
+                if sum(node.health == node_pb2.Node.READY for node in answer.nodes) == nodes:
+                    return
+        finally:
+            call.cancel()
+
+    async def flavor(self, flavor_id: str, memory_mib: int) -> None:
+        flavor = vm_pb2.Flavor(vcpus=1, memory_mib=memory_mib)
+        request = flavors_pb2.CreateFlavorRequest(flavor_id=flavor_id, flavor=flavor)
+        await flavors_pb2_grpc.FlavorServiceStub(self.channel).CreateFlavor(request, timeout=CALL_S)
