@@ -124,31 +124,34 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     host_pb2_grpc.add_HostServiceServicer_to_server(HostService(inventory, node.advertise, clock), server.grpc_server)
     port = _listen(server, node)
     endpoint = f"{node.advertise.rpartition(':')[0]}:{port}" if node.advertise.endswith(":0") else node.advertise
-    async with asyncio.TaskGroup() as group:
-        loops = [
-            start(group, "observer", observer.run, clock=clock),
-            start(group, "outgoing handoffs", outgoing.run, clock=clock),
-        ]
-        await server.start()
-        await server.set_serving(True)
+    try:
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                start(group, "observer", observer.run, clock=clock),
+                start(group, "outgoing handoffs", outgoing.run, clock=clock),
+            ]
+            await server.start()
+            await server.set_serving(True)
+            if scheduler is not None:
+                link = Link(endpoint, scheduler, inventory, parts.facts, observer, clock)
+                loops.append(start(group, "link", link.run, clock=clock))
+            log.info("serving", node=node.node_id, port=port, mode="cluster" if scheduler else "standalone")
+            if node.notifier is not None:
+                node.notifier.ready(f"serving on port {port}")
+                loops.append(group.create_task(node.notifier.watchdog(clock, lambda: True), name="watchdog"))
+            ready(port)
+            await shutdown.requested.wait()
+            if node.notifier is not None:
+                node.notifier.stopping()
+            await server.stop(STOP_GRACE_S)
+            for loop in loops:
+                loop.cancel()
+    finally:
+        await server.stop(0)
         if scheduler is not None:
-            link = Link(endpoint, scheduler, inventory, parts.facts, observer, clock)
-            loops.append(start(group, "link", link.run, clock=clock))
-        log.info("serving", node=node.node_id, port=port, mode="cluster" if scheduler else "standalone")
-        if node.notifier is not None:
-            node.notifier.ready(f"serving on port {port}")
-            loops.append(group.create_task(node.notifier.watchdog(clock, lambda: True), name="watchdog"))
-        ready(port)
-        await shutdown.requested.wait()
-        if node.notifier is not None:
-            node.notifier.stopping()
-        await server.stop(STOP_GRACE_S)
-        for loop in loops:
-            loop.cancel()
-    if scheduler is not None:
-        await scheduler.close()
-    for connection in connections:
-        await connection.close()
+            await scheduler.close()
+        for connection in connections:
+            await connection.close()
 
 
 def _listen(server: RpcServer, node: Node) -> int:

@@ -133,28 +133,31 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
             group.create_task(driver.lead(term), name="driver")
             group.create_task(retention.lead(term), name="retention")
 
-    async with asyncio.TaskGroup() as group:
-        loops = [
-            start(group, "mirror", mirror.run, clock=clock),
-            start(group, "heartbeat writer", liveness.write, clock=clock),
-            start(group, "heartbeat watch", liveness.watch, clock=clock),
-        ]
-        await server.start()
-        await mirror.ready.wait()
-        loops.append(start(group, "election", lambda: election.run(lead), clock=clock))
-        await server.set_serving(True)
-        log.info("serving", replica=replica.replica_id, port=port)
-        if replica.notifier is not None:
-            replica.notifier.ready(f"serving on port {port}")
-            loops.append(group.create_task(replica.notifier.watchdog(clock, lambda: True), name="watchdog"))
-        ready(port)
-        await shutdown.requested.wait()
-        if replica.notifier is not None:
-            replica.notifier.stopping()
-        await server.stop(STOP_GRACE_S)
-        for loop in loops:
-            loop.cancel()
-    await nodes.close()
+    try:
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                start(group, "mirror", mirror.run, clock=clock),
+                start(group, "heartbeat writer", liveness.write, clock=clock),
+                start(group, "heartbeat watch", liveness.watch, clock=clock),
+            ]
+            await server.start()
+            await mirror.ready.wait()
+            loops.append(start(group, "election", lambda: election.run(lead), clock=clock))
+            await server.set_serving(True)
+            log.info("serving", replica=replica.replica_id, port=port)
+            if replica.notifier is not None:
+                replica.notifier.ready(f"serving on port {port}")
+                loops.append(group.create_task(replica.notifier.watchdog(clock, lambda: True), name="watchdog"))
+            ready(port)
+            await shutdown.requested.wait()
+            if replica.notifier is not None:
+                replica.notifier.stopping()
+            await server.stop(STOP_GRACE_S)
+            for loop in loops:
+                loop.cancel()
+    finally:
+        await server.stop(0)
+        await nodes.close()
 
 
 def _add_services(server: RpcServer, api: Api) -> None:

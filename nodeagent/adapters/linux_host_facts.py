@@ -16,12 +16,16 @@ class LinuxHostFacts:
     """Implements HostFacts for the machine (and network namespace) the agent runs in."""
 
     async def totals(self) -> HostTotals:
-        return HostTotals(
-            boot_id=BOOT_ID.read_text().strip(),
-            cpu_milli=1000 * len(os.sched_getaffinity(0)),
-            memory_mib_by_cell=_memory_by_cell(),
-            bridges=tuple(sorted(card.name for card in NETWORK_CARDS.iterdir() if (card / "bridge").is_dir())),
-        )
+        return _read()
+
+
+def _read() -> HostTotals:
+    return HostTotals(
+        boot_id=BOOT_ID.read_text().strip(),
+        cpu_milli=1000 * len(os.sched_getaffinity(0)),
+        memory_mib_by_cell=_memory_by_cell(),
+        bridges=tuple(sorted(card.name for card in NETWORK_CARDS.iterdir() if (card / "bridge").is_dir())),
+    )
 
 
 def _memory_by_cell() -> dict[int, int]:

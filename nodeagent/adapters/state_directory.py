@@ -5,6 +5,7 @@ dot, are never read, and are removed at the next load.
 """
 
 import asyncio
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ MAX_FILE_BYTES = 1 << 20
 """A record is a few KiB; anything larger was not written by us."""
 
 log = structlog.get_logger(__name__)
+_writes = itertools.count()
+"""Two writes of one file at once must not share the file that is renamed."""
 
 
 class StateDirectory:
@@ -58,7 +61,7 @@ def _checked(name: str) -> str:
 
 
 def _replace(folder: Path, key: str, value: bytes) -> None:
-    beside = folder / f".{key}.{os.getpid()}"
+    beside = folder / f".{key}.{next(_writes)}"
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:

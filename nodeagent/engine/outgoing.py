@@ -105,23 +105,23 @@ class OutgoingHandoffs:
 
     async def start(self, command: Command, handoff: Outgoing) -> HandoffReport:
         """H2: journal the handoff and begin it. A repeat reports."""
-        if command.operation_id in self._state.outgoing:
-            return await self.report(command.operation_id)
         async with self._state.vm_lock(command.vm_uid):
-            definition = self._state.definitions.get(command.vm_uid)
-            if definition is None:
-                raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
-            if definition.epoch != command.epoch:
-                raise Conflict(
-                    Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}."
-                )
-            domain = await self._hypervisor.domain(command.vm_uid)
-            if domain is None or domain.power is not Power.RUNNING:
-                raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it, then migrate it.")
-            await self._same_disks(definition.spec, handoff)
-            await self._state.keep_outgoing(handoff)
-            self._spawn(handoff, resumed=False)
+            if command.operation_id not in self._state.outgoing:
+                await self._begin(command, handoff)
         return await self.report(command.operation_id)
+
+    async def _begin(self, command: Command, handoff: Outgoing) -> None:
+        definition = self._state.definitions.get(command.vm_uid)
+        if definition is None:
+            raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
+        if definition.epoch != command.epoch:
+            raise Conflict(Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}.")
+        domain = await self._hypervisor.domain(command.vm_uid)
+        if domain is None or domain.power is not Power.RUNNING:
+            raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it, then migrate it.")
+        await self._same_disks(definition.spec, handoff)
+        await self._state.keep_outgoing(handoff)
+        self._spawn(handoff, resumed=False)
 
     async def report(self, operation_id: str) -> HandoffReport:
         """This end as it is now."""
