@@ -97,9 +97,10 @@ def target(config: EtcdConfig) -> str:
 
 def _host(endpoint: str) -> str:
     host, colon, port = endpoint.rpartition(":")
-    if not host or not colon or not port.isdecimal():
-        raise ValueError(f"etcd endpoint {endpoint!r} is not host:port")
-    return host.strip("[]")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or not colon or not port.isdecimal() or "/" in host or (":" in bare) != (host != bare):
+        raise ValueError(f"etcd endpoint {endpoint!r} is not host:port (an IPv6 address in brackets, no scheme)")
+    return bare
 
 
 def _family(host: str) -> str:

@@ -37,8 +37,8 @@ def etcd_cluster(folder: Path, size: int, tls: Tls | None = None, extra: tuple[s
     return EtcdCluster(folder, size, tls=tls, extra=(*QUICK_ELECTION, *extra))
 
 
-def metric(cluster: EtcdCluster, name: str) -> int:
-    """One figure of the first member's metrics."""
-    with urllib.request.urlopen(f"{cluster.client_urls[0]}/metrics", timeout=5) as reply:
+def metric(cluster: EtcdCluster, name: str, client_url: str = "") -> int:
+    """One figure of a member's metrics (the first member's unless told)."""
+    with urllib.request.urlopen(f"{client_url or cluster.client_urls[0]}/metrics", timeout=5) as reply:
         lines = reply.read().decode().splitlines()
     return int(float(next(line for line in lines if line.startswith(f"{name} ")).split()[1]))
