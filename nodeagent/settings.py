@@ -54,6 +54,7 @@ class Settings:
     tunnel_dir: Path = Path("/run/hostler/tunnel")
     libvirt_uri: str = "qemu:///system"
     libvirt_socket: str = "/run/libvirt/libvirt-sock"
+    qemu_group: str = "libvirt-qemu"
     log_level: str = "info"
     capacity: CapacitySettings = CapacitySettings()
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)

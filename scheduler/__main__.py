@@ -11,12 +11,14 @@ from hostler.server import logs, startup
 from hostler.server.notify import Notifier
 from hostler.server.settings import load
 from scheduler import app
-from scheduler.settings import Defaults, Settings
+from scheduler.settings import Settings
+
+CONFIG = Path("/etc/hostler/scheduler.toml")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="hostler-scheduler", description="One replica of Hostler's scheduler.")
-    parser.add_argument("--config", type=Path, default=Defaults().config, help="settings file, TOML (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings file, TOML (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         settings = load(Settings, arguments.config, environ=os.environ, env_prefix="HOSTLER_SCHEDULER_")

@@ -1,6 +1,6 @@
 """The scheduler's settings: a TOML file, overridden by HOSTLER_SCHEDULER_* variables. Paths are absolute or relative to the working directory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -42,10 +42,3 @@ class Settings:
     def __post_init__(self) -> None:
         if self.operation_retention_h < 1:
             raise ValueError("operation_retention_h must be 1 or more: a repeated request must find its operation")
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """Where the daemon looks when it is told nothing."""
-
-    config: Path = field(default=Path("/etc/hostler/scheduler.toml"))

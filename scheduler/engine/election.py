@@ -58,7 +58,7 @@ class Election:
         while True:
             try:
                 await self._campaign(lead)
-            except (StoreUnavailable, OutcomeUnknown, RevisionCompacted) as error:
+            except (StoreUnavailable, OutcomeUnknown, RevisionCompacted, LeaseLost) as error:
                 log.info("campaign interrupted", error=str(error))
                 await asyncio.sleep(PAUSE_S)
 

@@ -73,6 +73,7 @@ def argv(member: Member, cluster: Sequence[Member], tls: Tls | None = None, extr
         *("--listen-peer-urls", member.peer_url, "--initial-advertise-peer-urls", member.peer_url),
         *("--initial-cluster", ",".join(f"{m.name}={m.peer_url}" for m in cluster), "--initial-cluster-state", "new"),
         *("--heartbeat-interval", str(HEARTBEAT_MS), "--election-timeout", str(ELECTION_MS)),
+        *("--experimental-watch-progress-notify-interval", "5s"),  # the only progress of a 3.4 server that is in order with its events
         *("--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"),
     ]
     if tls is not None:

@@ -1,0 +1,10 @@
+"""Refuses nodes that lack a network of the VM's cards."""
+
+from scheduler.core.placement.reject import Reject, Rule
+from scheduler.core.placement.request import PlacementRequest
+from scheduler.core.view import NodeView
+
+
+def networks(view: NodeView, request: PlacementRequest) -> Reject | None:
+    absent = sorted(set(request.networks) - set(view.node.networks))
+    return Reject(view.node.node_id, Rule.NETWORK, f"no network {', '.join(absent)}") if absent else None

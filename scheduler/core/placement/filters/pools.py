@@ -1,0 +1,28 @@
+"""Refuses nodes that lack a pool the VM needs, or that have something else under its name.
+
+A shared pool of the same name with another fingerprint is another file system: the VM would start without its disks, or with somebody else's.
+"""
+
+from scheduler.core.placement.reject import Reject, Rule
+from scheduler.core.placement.request import PlacementRequest
+from scheduler.core.records import NodePool
+from scheduler.core.view import NodeView
+
+
+def pools(view: NodeView, request: PlacementRequest) -> Reject | None:
+    there = {pool.pool_id: pool for pool in view.node.pools}
+    wrong = [fault for pool_id in request.pool_ids if (fault := _fault(pool_id, there.get(pool_id), request))]
+    return Reject(view.node.node_id, Rule.POOL, ", ".join(wrong)) if wrong else None
+
+
+def _fault(pool_id: str, pool: NodePool | None, request: PlacementRequest) -> str:
+    if pool is None:
+        return f"no pool {pool_id}"
+    if pool.shared and pool_id in request.local_pool_ids:
+        return f"pool {pool_id} is shared there, not local"
+    if not pool.shared and pool_id in request.shared_mib:
+        return f"pool {pool_id} is local there, not shared"
+    fingerprint = request.fingerprints.get(pool_id, "")
+    if fingerprint and pool.fingerprint != fingerprint:
+        return f"pool {pool_id} is another file system there"
+    return ""

@@ -1,0 +1,12 @@
+"""Prefers the node with the larger part of its CPU not promised to anybody."""
+
+from hostler.model.quantities import CPU_MILLI
+from scheduler.core.claims import left_of
+from scheduler.core.placement.request import PlacementRequest
+from scheduler.core.placement.scores.balance import percent_free_after
+from scheduler.core.view import NodeView
+
+
+def balance_cpu(view: NodeView, request: PlacementRequest) -> int:
+    offered = view.ledger.allocatable.get(CPU_MILLI, 0)
+    return percent_free_after(offered, left_of(view.ledger, CPU_MILLI), request.charge_in(0).get(CPU_MILLI, 0))

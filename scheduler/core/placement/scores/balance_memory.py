@@ -1,0 +1,12 @@
+"""Prefers the node with the larger part of its memory free, all NUMA cells together."""
+
+from scheduler.core.claims import left_of
+from scheduler.core.placement.cells import is_memory, memory_mib
+from scheduler.core.placement.request import PlacementRequest
+from scheduler.core.placement.scores.balance import percent_free_after
+from scheduler.core.view import NodeView
+
+
+def balance_memory(view: NodeView, request: PlacementRequest) -> int:
+    free = sum(left_of(view.ledger, key) for key in view.ledger.allocatable if is_memory(key))
+    return percent_free_after(memory_mib(view.ledger.allocatable), free, memory_mib(request.charge_in(0)))
