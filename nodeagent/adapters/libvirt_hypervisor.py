@@ -21,7 +21,8 @@ from lxml import etree
 
 from hostler.model.domain import DomainSpec
 from hostler.server.clock import Clock, wall_ms
-from nodeagent.adapters import acceleration, libvirt_errors, libvirt_migration, libvirt_status
+from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_status
+from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.image_locks import ImageLocks
 from nodeagent.adapters.libvirt_calls import Calls
 from nodeagent.adapters.libvirt_connections import ConnectionPool, open_connection
@@ -81,7 +82,8 @@ class LibvirtSettings:
 class LibvirtHypervisor:
     """`Hypervisor` on one libvirtd, to be used inside `connected()`."""
 
-    def __init__(self, settings: LibvirtSettings, clock: Clock) -> None:
+    def __init__(self, settings: LibvirtSettings, clock: Clock, acceleration: Acceleration | None = None) -> None:
+        """`acceleration`: as measured already; None: it is measured when it is first needed, which takes seconds."""
         start_event_thread()
         self._settings = settings
         self._clock = clock
@@ -92,7 +94,7 @@ class LibvirtHypervisor:
         self._pool = ConnectionPool(settings.uri, CONNECTIONS_MAX)
         self._long_pool = ConnectionPool(settings.uri, 1)
         self._hub = EventHub(lambda: wall_ms(clock), settings.queue_events)
-        self._acceleration: Acceleration | None = None
+        self._acceleration = acceleration
         self._measuring = asyncio.Lock()
 
     # -- the connection that events come on --------------------------------------------------------------------
@@ -191,7 +193,7 @@ class LibvirtHypervisor:
     async def _measured(self) -> Acceleration:
         async with self._measuring:
             if self._acceleration is None:
-                self._acceleration = await acceleration.measured_acceleration()
+                self._acceleration = await measured_acceleration()
             return self._acceleration
 
     async def domains(self) -> tuple[DomainView, ...]:
@@ -312,7 +314,7 @@ class LibvirtHypervisor:
         self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
     ) -> None:
         def migrate(connection: libvirt.virConnect) -> None:
-            domain = _lookup(connection, vm_uid)
+            domain = _ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
@@ -328,7 +330,7 @@ class LibvirtHypervisor:
 
     async def abort_migration(self, vm_uid: str) -> None:
         def abort(connection: libvirt.virConnect) -> None:
-            domain = _lookup(connection, vm_uid)
+            domain = _ours(connection, vm_uid)
             if domain is None or not _has_job(domain):
                 return
             try:
@@ -342,7 +344,7 @@ class LibvirtHypervisor:
 
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         def ask(connection: libvirt.virConnect) -> MigrationProgress | None:
-            domain = _lookup(connection, vm_uid)
+            domain = _ours(connection, vm_uid)
             return None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
 
         return await self._ask("progress", vm_uid, ask)
@@ -365,7 +367,7 @@ class LibvirtHypervisor:
 
     async def _act_on(self, what: str, vm_uid: str, act: Callable[[libvirt.virDomain], object]) -> None:
         def on_domain(connection: libvirt.virConnect) -> None:
-            domain = _lookup(connection, vm_uid)
+            domain = _ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             act(domain)
@@ -382,14 +384,27 @@ def _lookup(connection: libvirt.virConnect, vm_uid: str) -> libvirt.virDomain | 
         raise
 
 
-def _destroy(connection: libvirt.virConnect, vm_uid: str) -> None:
+def _ours(connection: libvirt.virConnect, vm_uid: str) -> libvirt.virDomain | None:
+    """The VM's domain; a domain of that name without our tag is somebody else's and is never acted on."""
     domain = _lookup(connection, vm_uid)
+    try:
+        if domain is not None:
+            domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, domain_xml.NAMESPACE)
+    except libvirt.libvirtError as err:
+        if libvirt_errors.is_absent(err) or err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return None
+        raise
+    return domain
+
+
+def _destroy(connection: libvirt.virConnect, vm_uid: str) -> None:
+    domain = _ours(connection, vm_uid)
     if domain is None:
         return
     try:
         domain.destroy()
     except libvirt.libvirtError as err:
-        if _lookup(connection, vm_uid) is not None:
+        if _ours(connection, vm_uid) is not None:
             raise
         log.info("the domain ended while it was being destroyed", vm_uid=vm_uid, code=err.get_error_code())
 

@@ -106,7 +106,7 @@ def needs(*capabilities: Capability) -> Callable[[F], F]:
     return mark
 
 
-async def until(rig: Rig, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 30.0) -> None:
+async def until(rig: Rig, condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 60.0) -> None:
     """Wait for a condition on the rig's clock; fails by name."""
     end_s = rig.clock.monotonic_s() + timeout_s
     while not await condition():

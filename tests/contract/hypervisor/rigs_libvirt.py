@@ -1,0 +1,205 @@
+"""libvirt on QEMU, on two hosts of the lab: real domains, real locks on shared storage, real migrations over a relay of two sockets.
+
+The lab is joined or built once and left up. Each case gets fresh adapters and fresh VMs; what it made is destroyed when it ends. The adapters
+stand outside the hosts' mount namespaces here, so they reach sockets and pid files by the lab's outside paths, and images by /proc/PID/root.
+The guest is the lab's Linux guest, which writes a counter to its disk and obeys the power button.
+"""
+
+import asyncio
+import functools
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import hostlerlab
+from hostler.model.domain import DiskSpec, DomainSpec, ServiceClass
+from hostler.server.clock import SystemClock
+from hostlerlab.guest import build as guest_build
+from hostlerlab.guest import layout
+from hostlerlab.hosts import SHARED_POOL, Host
+from hostlerlab.lab import Lab, default_specs
+from nodeagent.adapters.acceleration import measured_acceleration
+from nodeagent.adapters.libvirt_hypervisor import CALL_DEADLINE_S, LibvirtHypervisor, LibvirtSettings
+from nodeagent.core.domain_xml import Acceleration
+from nodeagent.ports import Hypervisor, Locks, MigrationSockets
+from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, RigKind
+
+FOLDER = Path("build/lab")
+HOSTS = 3
+POOL = "shared"
+GUEST_MIB = 256
+QUEUE_EVENTS = 8
+SOCKETS = Path("/run/hostler/contract")
+FIRST_PORT = 7400
+STRANGER = """<domain type='qemu'><name>somebody-elses-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os><on_reboot>destroy</on_reboot></domain>"""
+
+
+class OutsideHypervisor(LibvirtHypervisor):
+    """Sees the images of a host from outside of it; everything else is the adapter as it is."""
+
+    def __init__(self, host: Host, acceleration: Acceleration) -> None:
+        settings = LibvirtSettings(
+            uri=host.libvirt_uri,
+            run_dir=host.outside("/run/libvirt/qemu"),
+            qemu_conf=host.outside("/etc/libvirt/qemu.conf"),
+            queue_events=QUEUE_EVENTS,
+        )
+        super().__init__(settings, SystemClock(), acceleration)
+        self._root = f"/proc/{host.space.holder().pid}/root"
+
+    async def locks(self, disk_paths: tuple[str, ...]) -> Locks:
+        return await super().locks(tuple(f"{self._root}{path}" for path in disk_paths))
+
+
+_measured: list[Acceleration] = []
+
+
+async def _acceleration() -> Acceleration:
+    if not _measured:
+        _measured.append(await measured_acceleration())
+    return _measured[0]
+
+
+@functools.cache
+def _lab() -> tuple[Host, Host]:
+    """A healthy lab is joined whatever its size; building one of another size would take it from whoever uses it."""
+    lab = Lab.attach(FOLDER) if (FOLDER / "lab.json").exists() else Lab(FOLDER, default_specs(HOSTS))
+    if not lab.is_up() or lab.problems():
+        lab = Lab(FOLDER, default_specs(HOSTS))
+        lab.up()
+    return lab.hosts["n1"], lab.hosts["n2"]
+
+
+@functools.cache
+def _guest() -> Path:
+    return guest_build.build().linux.resolve()
+
+
+@dataclass(slots=True)
+class LibvirtRig:
+    """Two hosts of the lab for one case."""
+
+    hosts: tuple[Host, Host]
+    hypervisors: tuple[LibvirtHypervisor, LibvirtHypervisor]
+    clock: SystemClock = field(default_factory=SystemClock)
+    call_deadline_s: float = CALL_DEADLINE_S
+    queue_events: int = QUEUE_EVENTS
+    vms: list[ContractVM] = field(default_factory=list)
+    strangers: list[tuple[Host, str]] = field(default_factory=list)
+    relays: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
+    ports: "itertools.count[int]" = field(default_factory=lambda: itertools.count(FIRST_PORT))
+    stopped: set[int] = field(default_factory=set)
+
+    def hypervisor(self, host: int) -> Hypervisor:
+        return self.hypervisors[host]
+
+    async def new_vm(self) -> ContractVM:
+        vm_uid, volume_uid = str(uuid.uuid4()), str(uuid.uuid4())
+        path = str(SHARED_POOL / f"{volume_uid}.qcow2")
+        await asyncio.to_thread(self.hosts[0].run, ["cp", str(_guest()), path])
+        spec = DomainSpec(vm_uid, "a <label>\n", 1, 100, GUEST_MIB, ServiceClass.BURSTABLE, (DiskSpec(volume_uid, POOL, "qcow2"),))
+        vm = ContractVM(spec, ({volume_uid: path}, {volume_uid: path}))
+        self.vms.append(vm)
+        return vm
+
+    async def ticks(self, vm: ContractVM) -> int:
+        """The last counter on the disk, read past the page cache of the FUSE client."""
+        (path,) = vm.disk_paths[0].values()
+        image = f"driver=qcow2,cache.direct=on,file.driver=file,file.cache.direct=on,file.filename={path}"
+        skip = layout.AREA_OFFSET // layout.AREA_BYTES
+        out = f"/run/hostler/ring-{uuid.uuid4().hex}"
+        blocks = [f"bs={layout.AREA_BYTES}", f"skip={skip}", f"count={skip + 1}"]
+        host = self.hosts[0]
+        await asyncio.to_thread(host.run, ["qemu-img", "dd", "-U", "--image-opts", "-O", "raw", *blocks, f"if={image}", f"of={out}"])
+        raw = host.outside(out)
+        ring = layout.parse_ring(raw.read_bytes()[-layout.AREA_BYTES :])
+        raw.unlink()
+        return ring[-1].counter if ring else 0
+
+    async def add_unmanaged(self, host: int) -> str:
+        stranger = str(uuid.uuid4())
+        xml = STRANGER.format(uuid=stranger)
+        self.strangers.append((self.hosts[host], stranger))
+        await asyncio.to_thread(self.hosts[host].virsh, "create", "--paused", "/dev/stdin", stdin=xml)
+        return stranger
+
+    async def hang(self, host: int, vm: ContractVM | None) -> None:
+        self._signal(host, vm, signal.SIGSTOP)
+
+    async def unhang(self, host: int, vm: ContractVM | None) -> None:
+        self._signal(host, vm, signal.SIGCONT)
+
+    def _signal(self, host: int, vm: ContractVM | None, number: signal.Signals) -> None:
+        process = self.hosts[host].daemon_process("libvirtd") if vm is None else self.hosts[host].qemu_process(vm.uid)
+        assert process.signal(number)
+
+    async def connect(self, operation_id: str) -> MigrationSockets:
+        source, destination = self.hosts
+        for host in self.hosts:
+            await asyncio.to_thread(host.run, ["sh", "-c", f"rm -rf {SOCKETS} && mkdir -m 0711 {SOCKETS} && chown libvirt-qemu {SOCKETS}"])
+        sockets = MigrationSockets(str(SOCKETS / "libvirt.sock"), str(SOCKETS / "qemu.sock"))
+        started = self.relays.setdefault(operation_id, [])
+        for near, far in ((sockets.libvirt, "/run/libvirt/libvirt-sock"), (sockets.qemu, sockets.qemu)):
+            port = next(self.ports)
+            started.append(await _relay(destination, f"tcp:{destination.address}:{port}", f"unix:{far}"))
+            started.append(await _relay(source, f"unix:{near}", f"tcp:{destination.address}:{port}"))
+        return sockets
+
+    async def disconnect(self, operation_id: str) -> None:
+        for relay in self.relays.pop(operation_id, []):
+            relay.terminate()
+            await asyncio.to_thread(relay.wait)
+            assert relay.stdout is not None
+            relay.stdout.close()
+
+    async def clean(self) -> None:
+        """Nothing of this case is left, even if it failed with a daemon or a domain stopped."""
+        for host in self.hosts:
+            host.daemon_process("libvirtd").signal(signal.SIGCONT)
+        for operation_id in list(self.relays):
+            await self.disconnect(operation_id)
+        for vm, hypervisor in itertools.product(self.vms, self.hypervisors):
+            await hypervisor.kill(vm.uid)
+            await hypervisor.destroy(vm.uid)
+        for host, stranger in self.strangers:
+            await asyncio.to_thread(host.virsh, "destroy", stranger)
+        paths = [path for vm in self.vms for path in vm.disk_paths[0].values()]
+        await asyncio.to_thread(self.hosts[0].run, ["rm", "-f", *paths])
+
+
+async def _relay(host: Host, listen: str, connect: str) -> subprocess.Popen[bytes]:
+    def start() -> subprocess.Popen[bytes]:
+        env = {**os.environ, "PYTHONPATH": str(Path(hostlerlab.__file__).parents[1])}
+        started = host.popen([sys.executable, "-m", "hostlerlab.relay", listen, connect], env=env, stdout=subprocess.PIPE)
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"ready\n"
+        return started
+
+    return await asyncio.to_thread(start)
+
+
+@asynccontextmanager
+async def open_rig() -> AsyncIterator[Rig]:
+    hosts = await asyncio.to_thread(_lab)
+    await asyncio.to_thread(_guest)
+    acceleration = await _acceleration()
+    async with AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(OutsideHypervisor(host, acceleration).connected()) for host in hosts]
+        rig = LibvirtRig(hosts, (first, second))
+        try:
+            yield rig
+        finally:
+            await rig.clean()
+
+
+RIGS = (RigKind("libvirt", frozenset(Capability), open_rig, (pytest.mark.lab, pytest.mark.timeout(300))),)
