@@ -5,6 +5,7 @@ restart and watchdog settings of deploy/systemd. The daemons are started as the 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -129,8 +130,11 @@ class LabCluster:
 async def lab_cluster(
     lab: Lab, folder: Path, etcd_members: int = 3, replicas: Sequence[str] = ("s1", "s2"), offer: Offer = Offer(500, 1024)
 ) -> AsyncIterator[LabCluster]:
-    """A cluster on a lab that is up; its daemons end with the block (guests do not)."""
-    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 once, before anything runs
+    """A new cluster on a lab that is up: nothing is kept of an earlier one. Its daemons end with the block (guests do not)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)  # noqa: ASYNC240 once, before anything runs
+    for host in lab.hosts.values():
+        host.run(["rm", "-rf", str(STATE_DIR / "agent")])
     etcd = EtcdCluster(folder / "etcd", etcd_members)
     etcd.start()
     try:
