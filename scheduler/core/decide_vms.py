@@ -10,7 +10,9 @@ from dataclasses import replace
 from hostler.errors import AlreadyExists, Conflict, FailedPrecondition, NotFound, Reason, Violation, invalid
 from hostler.model.cost import cpu_floor_milli
 from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
+from hostler.model.journal import cancelled
 from hostler.model.owner import Owner, OwnerState
+from hostler.model.wishes import DEFAULT_GRACE_S, DEFAULT_VOLUME_MIB, ExistingDisk, NewDisk, WishedVM
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of
 from scheduler.core.claims import Adding, DoesNotFit, LedgerRead, claim_transaction
 from scheduler.core.placement.explain import no_capacity
@@ -37,14 +39,8 @@ from scheduler.core.records import (
     volume_key,
 )
 from scheduler.core.state import ClusterState, Kept
-from scheduler.core.steps import CANCELLABLE, RESERVED
+from scheduler.core.steps import RESERVED
 from scheduler.core.transaction import Transaction
-from scheduler.core.vm_wishes import ExistingDisk, NewDisk, WishedVM
-
-DEFAULT_GRACE_S = 60
-DEFAULT_VOLUME_MIB = 1024
-"""Size of a volume that nobody gave a size: room for a small guest; qcow2 takes what is written only."""
-
 
 # ---- CreateVM
 
@@ -414,22 +410,9 @@ def cancel(state: ClusterState, operation_id: str) -> Transaction | None:
     kept = state.operations.get(operation_id)
     if kept is None:
         raise NotFound(Reason.OPERATION_NOT_FOUND, "There is no such operation.", "See `hostler op list`.")
-    operation = kept.record
-    if operation.done or not can_cancel(operation):
-        raise FailedPrecondition(
-            Reason.NOT_CANCELLABLE,
-            f"The operation is {operation.state.value if operation.done else 'past its point of no return'}.",
-            "It can only be waited for." if not operation.done else "",
-        )
-    if operation.cancel_requested:
-        return None
+    asked = cancelled(kept.record)
     key = operation_key(operation_id)
-    return Transaction({key: kept.revision}, {key: replace(operation, cancel_requested=True)})
-
-
-def can_cancel(operation: OperationRecord) -> bool:
-    """CreateVM before it starts the VM, MigrateVM before the commit."""
-    return operation.verb in (Verb.CREATE_VM, Verb.MIGRATE_VM) and operation.phase in CANCELLABLE
+    return None if asked is None else Transaction({key: kept.revision}, {key: asked})
 
 
 def check_size(wish: WishedVM) -> None:

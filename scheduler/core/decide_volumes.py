@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from hostler.errors import AlreadyExists, Conflict, FailedPrecondition, NoCapacity, NotFound, Reason, Violation, invalid
 from hostler.model.quantities import pool_key
+from hostler.model.wishes import DEFAULT_VOLUME_MIB
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of
 from scheduler.core.claims import add_claim
-from scheduler.core.decide_vms import DEFAULT_VOLUME_MIB, is_shared
+from scheduler.core.decide_vms import is_shared
 from scheduler.core.records import (
     FlavorRecord,
     LedgerRecord,

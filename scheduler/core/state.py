@@ -6,8 +6,8 @@ refused by the store, never carried out by mistake.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
+from hostler.model.records import Kept as Kept
 from scheduler.core.records import (
     ClaimRecord,
     FlavorRecord,
@@ -18,16 +18,6 @@ from scheduler.core.records import (
     VolumeRecord,
 )
 from scheduler.core.view import ClusterView, Health, NodeView, PoolView
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Kept(Generic[R]):
-    """A record, and the revision at which it was last written."""
-
-    record: R
-    revision: int
 
 
 @dataclass(slots=True)

@@ -7,6 +7,18 @@ transaction guards the operation and whatever it changes, so two drivers cannot 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hostler.model.journal import ABORTING as ABORTING
+from hostler.model.journal import COMMITTED as COMMITTED
+from hostler.model.journal import COPYING as COPYING
+from hostler.model.journal import DEFINED as DEFINED
+from hostler.model.journal import DESTINATION_READY as DESTINATION_READY
+from hostler.model.journal import REBOOTING as REBOOTING
+from hostler.model.journal import REMOVING as REMOVING
+from hostler.model.journal import RESERVED as RESERVED
+from hostler.model.journal import ROLLBACK as ROLLBACK
+from hostler.model.journal import STARTING as STARTING
+from hostler.model.journal import STOPPING as STOPPING
+from hostler.model.journal import VOLUMES as VOLUMES
 from hostler.model.owner import Owner, OwnerState
 from scheduler.core.accept import enter, fail, succeed
 from scheduler.core.claims import drop_claim
@@ -28,13 +40,6 @@ from scheduler.core.records import (
 )
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
-
-VOLUMES, DEFINED, STARTING, ROLLBACK = "VOLUMES", "DEFINED", "STARTING", "ROLLBACK"
-STOPPING, REBOOTING, REMOVING = "STOPPING", "REBOOTING", "REMOVING"
-RESERVED, DESTINATION_READY, COPYING, COMMITTED, ABORTING = "RESERVED", "DESTINATION_READY", "COPYING", "COMMITTED", "ABORTING"
-
-CANCELLABLE = frozenset({"ACCEPTED", VOLUMES, DEFINED, RESERVED, DESTINATION_READY, COPYING})
-"""Phases before the point of no return."""
 
 
 @dataclass(frozen=True, slots=True)

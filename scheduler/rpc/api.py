@@ -1,6 +1,5 @@
 """What every service of the cluster's API shares: reading, accepting, paging, watching. Thin over the engine."""
 
-import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,8 +8,10 @@ from google.protobuf.message import Message
 
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import OutOfRange, Reason, Unavailable
+from hostler.server.api_wire import request_from_wire
 from hostler.server.clock import Clock, IdSource, wall_ms
 from hostler.server.identity import current_principal
+from hostler.server.tokens import PageToken, ResumeToken, decode_page, decode_resume, encode, page_size, question
 from scheduler.core.accept import Accepted, Request
 from scheduler.core.placement.policy import Policy
 from scheduler.core.records import STATE, OperationRecord
@@ -22,7 +23,6 @@ from scheduler.engine.mirror import Change, Mirror, put_record
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.writer import Writer
 from scheduler.ports import RevisionCompacted, Store, StoreUnavailable
-from scheduler.rpc.tokens import PageToken, ResumeToken, decode_page, decode_resume, encode, page_size, question
 from scheduler.rpc.wire import operation_to_wire
 
 BOOKMARK_S = 10.0
@@ -69,16 +69,7 @@ class Api:
     # ---- mutations
 
     def request(self, message: Message, request_id: str) -> Request:
-        """Who asks for what; the digest is of everything but the request_id and validate_only."""
-        body = type(message)()
-        body.CopyFrom(message)
-        for name in ("request_id", "validate_only"):
-            if name in message.DESCRIPTOR.fields_by_name:
-                body.ClearField(name)
-        digest = hashlib.blake2b(
-            message.DESCRIPTOR.full_name.encode() + body.SerializeToString(deterministic=True), digest_size=16
-        ).hexdigest()
-        return Request(current_principal().uri, request_id or self.ids.uuid(), digest, wall_ms(self.clock))
+        return request_from_wire(message, current_principal().uri, request_id or self.ids.uuid(), wall_ms(self.clock))
 
     async def accept(self, decide: Callable[[ClusterState], Accepted], validate_only: bool) -> operation_pb2.Operation:
         """Carry out the decision and answer the operation; only say what it would be, if that is all that is asked."""

@@ -7,10 +7,10 @@ import grpc.aio
 from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc
 from hostler.api.type.v1 import node_pb2
 from hostler.errors import NotFound, Reason
+from hostler.server import request_checks as checks
 from scheduler.core.decide_nodes import set_state
 from scheduler.core.records import NodeState
 from scheduler.core.state import ClusterState
-from scheduler.rpc import checks
 from scheduler.rpc.api import Api
 from scheduler.rpc.wire import node_to_wire
 

@@ -7,12 +7,13 @@ import grpc.aio
 from hostler.api.cluster.v1 import vms_pb2, vms_pb2_grpc
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from hostler.errors import NotFound, Reason
+from hostler.server import request_checks as checks
+from hostler.server.api_wire import mac_from, wished_vm
 from scheduler.core import decide_vms
 from scheduler.core.accept import Request
 from scheduler.core.state import ClusterState
-from scheduler.rpc import checks
 from scheduler.rpc.api import Api
-from scheduler.rpc.wire import vm_to_wire, wished_vm
+from scheduler.rpc.wire import vm_to_wire
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -32,7 +33,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             *checks.request_id(request.request_id),
         )
         uids = [self._api.ids.uuid() for _ in range(1 + len(request.vm.disks))]
-        macs = [_mac(self._api.ids.uuid()) for _ in request.vm.nics]
+        macs = [mac_from(self._api.ids.uuid()) for _ in request.vm.nics]
         wish = wished_vm(request.vm_id, request.vm, request.node.removeprefix("nodes/"), request.leave_stopped, uids, macs)
         asked = self._api.request(request, request.request_id)
         return await self._api.accept(lambda state: decide_vms.create_vm(state, asked, wish, self._api.policy), request.validate_only)
@@ -118,9 +119,3 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
 
 
 _OnOneVM = vms_pb2.DeleteVMRequest | vms_pb2.StartVMRequest | vms_pb2.StopVMRequest | vms_pb2.RebootVMRequest | vms_pb2.MigrateVMRequest
-
-
-def _mac(uuid: str) -> str:
-    """52:54:00 is QEMU's own prefix; the rest is random."""
-    digits = uuid.replace("-", "")[-6:]
-    return ":".join(("52", "54", "00", digits[0:2], digits[2:4], digits[4:6]))

@@ -6,10 +6,11 @@ from google.protobuf.empty_pb2 import Empty
 from hostler.api.cluster.v1 import flavors_pb2, flavors_pb2_grpc, volumes_pb2, volumes_pb2_grpc
 from hostler.api.type.v1 import operation_pb2, vm_pb2, volume_pb2
 from hostler.errors import NotFound, Reason
+from hostler.server import request_checks as checks
+from hostler.server.api_wire import volume_to_wire
 from scheduler.core import decide_volumes
-from scheduler.rpc import checks
 from scheduler.rpc.api import Api
-from scheduler.rpc.wire import flavor_to_wire, volume_to_wire, wished_flavor
+from scheduler.rpc.wire import flavor_to_wire, wished_flavor
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -45,14 +46,14 @@ class VolumeService(volumes_pb2_grpc.VolumeServiceServicer):
         state, volume_id = await self._api.read(), request.name.removeprefix("volumes/")
         if volume_id not in state.volumes:
             raise NotFound(Reason.VOLUME_NOT_FOUND, f"There is no volume {volume_id}.", "See `hostler volume list`.")
-        return volume_to_wire(state.volumes[volume_id].record, state.volumes[volume_id].revision)
+        return volume_to_wire(state.volumes[volume_id].record, str(state.volumes[volume_id].revision))
 
     async def ListVolumes(self, request: volumes_pb2.ListVolumesRequest, context: Context) -> volumes_pb2.ListVolumesResponse:
         checks.require(request)
         page = await self._api.page("volumes", request.page_size, request.page_token, lambda state: sorted(state.volumes))
         kept = [page.state.volumes[name] for name in page.names]
         return volumes_pb2.ListVolumesResponse(
-            volumes=[volume_to_wire(one.record, one.revision) for one in kept], next_page_token=page.next_token
+            volumes=[volume_to_wire(one.record, str(one.revision)) for one in kept], next_page_token=page.next_token
         )
 
     async def DeleteVolume(self, request: volumes_pb2.DeleteVolumeRequest, context: Context) -> operation_pb2.Operation:

@@ -1,7 +1,8 @@
-"""Page tokens and resume tokens: opaque to clients, and bound to this cluster and to the question they belong to.
+"""Page tokens and resume tokens: opaque to clients, and bound to one history of changes and to the question they belong to.
 
-A token names the cluster, so that one that was restored from a backup cannot go back in time for a client without its knowing. A page token also
-carries the revision of the first page: pages of one list are of one moment, or the list says that it cannot go on.
+A history is what revisions count in: a cluster's store since it was made or restored, or a node agent's memory since it was started. A token names
+its history, so that a restored cluster, or a restarted agent, cannot go back in time for a client without its knowing. A page token also carries the
+revision of the first page: pages of one list are of one moment, or the list says that it cannot go on.
 """
 
 import base64
@@ -17,7 +18,7 @@ DEFAULT_PAGE, MAX_PAGE = 100, 500
 class PageToken(msgspec.Struct, frozen=True, array_like=True):
     """After which name to go on, at which revision, of which question."""
 
-    cluster: str
+    history: str
     revision: int
     after: str
     question: str
@@ -26,7 +27,7 @@ class PageToken(msgspec.Struct, frozen=True, array_like=True):
 class ResumeToken(msgspec.Struct, frozen=True, array_like=True):
     """Everything up to `revision` has been heard."""
 
-    cluster: str
+    history: str
     revision: int
 
 
@@ -43,7 +44,7 @@ def encode(token: PageToken | ResumeToken) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(token)).decode().rstrip("=")
 
 
-def decode_page(text: str, cluster: str, asked: str) -> PageToken | None:
+def decode_page(text: str, history: str, asked: str) -> PageToken | None:
     """None for an empty token. Raises InvalidRequest."""
     if not text:
         return None
@@ -51,21 +52,21 @@ def decode_page(text: str, cluster: str, asked: str) -> PageToken | None:
         token = msgspec.json.decode(_bytes(text), type=PageToken)
     except (ValueError, msgspec.DecodeError) as error:
         raise _wrong("page_token", "was not made by this list; begin without it") from error
-    if token.cluster != cluster or token.question != asked:
+    if token.history != history or token.question != asked:
         raise _wrong("page_token", "belongs to another list; begin without it")
     return token
 
 
-def decode_resume(text: str, cluster: str) -> ResumeToken | None:
-    """None for an empty token. Raises InvalidRequest, OutOfRange for a token of another cluster (or of this one before a restore)."""
+def decode_resume(text: str, history: str, lost: Reason = Reason.REVISION_UNKNOWN) -> ResumeToken | None:
+    """None for an empty token. Raises InvalidRequest, OutOfRange with the reason `lost` for a token of another history."""
     if not text:
         return None
     try:
         token = msgspec.json.decode(_bytes(text), type=ResumeToken)
     except (ValueError, msgspec.DecodeError) as error:
         raise _wrong("resume_token", "was not made by a watch or a list; begin without it") from error
-    if token.cluster != cluster:
-        raise OutOfRange(Reason.REVISION_UNKNOWN, "This token belongs to another cluster.", "List again.")
+    if token.history != history:
+        raise OutOfRange(lost, "This token belongs to another history of changes than the one here.", "List again.")
     return token
 
 

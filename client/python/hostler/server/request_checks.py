@@ -1,4 +1,7 @@
-"""The form of requests: what can be refused without looking at the cluster. One violation per wrong field, all of them at once."""
+"""The form of requests of the public API: what can be refused without looking at the cluster or the host.
+
+One violation per wrong field, all of them at once.
+"""
 
 import re
 from collections.abc import Iterator

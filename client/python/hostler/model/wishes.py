@@ -1,8 +1,12 @@
-"""What a user may wish of a VM, already checked for form: the input of the decisions in `decide_vms`."""
+"""What a user may wish of a VM, already checked for form: the input of the decisions, in a cluster and on a standalone host."""
 
 from dataclasses import dataclass, field
 
 from hostler.model.domain import ServiceClass
+
+DEFAULT_GRACE_S = 60
+DEFAULT_VOLUME_MIB = 1024
+"""Size of a volume that nobody gave a size: room for a small guest; qcow2 takes what is written only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,176 @@
+"""The records of what the API shows and a daemon keeps: VMs, volumes, and the journal of operations. One shape for both daemons.
+
+The scheduler keeps them in its store, a standalone node agent in its own files. Everything here has been decided; nothing can be measured again.
+Times are milliseconds of wall clock: to be shown, never to be decided on.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from hostler.errors import HostlerError
+from hostler.model.domain import DomainSpec
+from hostler.model.owner import Owner
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[R]):
+    """A record, and the revision at which it was last written."""
+
+    record: R
+    revision: int
+
+
+class Observed(StrEnum):
+    """What the VM was doing when its owner last said something that matters."""
+
+    CREATING = "CREATING"
+    STOPPED = "STOPPED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    DELETING = "DELETING"
+    CRASHED = "CRASHED"
+
+
+@dataclass(frozen=True, slots=True)
+class VMRecord:
+    """A VM. `operation_id` is the one operation that may change it now, empty when none is. `own_volumes` go when it goes."""
+
+    vm_id: str
+    uid: str
+    flavor_id: str
+    domain: DomainSpec
+    volume_ids: tuple[str, ...]
+    own_volumes: tuple[str, ...]
+    owner: Owner
+    observed: Observed
+    create_ms: int
+    labels: dict[str, str] = field(default_factory=dict)
+    operation_id: str = ""
+    reason: str = ""
+
+
+class VolumeState(StrEnum):
+    CREATING = "CREATING"
+    READY = "READY"
+    DELETING = "DELETING"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRecord:
+    """A volume; `node_id` is empty in a shared pool, `vm_id` is empty when no VM uses it. `charged_mib` is what its pool's ledger holds for it."""
+
+    volume_id: str
+    uid: str
+    pool_id: str
+    node_id: str
+    size_mib: int
+    format: str
+    image: str
+    state: VolumeState
+    create_ms: int
+    charged_mib: int
+    vm_id: str = ""
+    operation_id: str = ""
+
+
+class Verb(StrEnum):
+    """What operations do, in the words of the API."""
+
+    CREATE_VM = "CreateVM"
+    DELETE_VM = "DeleteVM"
+    START_VM = "StartVM"
+    STOP_VM = "StopVM"
+    REBOOT_VM = "RebootVM"
+    MIGRATE_VM = "MigrateVM"
+    CREATE_VOLUME = "CreateVolume"
+    DELETE_VOLUME = "DeleteVolume"
+
+
+class OperationState(StrEnum):
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+ENDED = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredError:
+    """A refusal as stored: the class of the taxonomy by name, and its parts."""
+
+    kind: str
+    reason: str
+    message: str
+    fix: str = ""
+
+    @staticmethod
+    def of(error: HostlerError) -> "StoredError":
+        return StoredError(type(error).__name__, error.reason.value, error.message, error.fix)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEntry:
+    phase: str
+    enter_ms: int
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them."""
+
+    source_node_id: str
+    destination_node_id: str
+    destination_incarnation: str
+    bandwidth_mib_s: int = 0
+    source_epoch: int = 0
+    tunnel_endpoint: str = ""
+    disks: tuple[tuple[str, str, str], ...] = ()
+    bytes_transferred: int = 0
+    total_ms: int = 0
+    downtime_ms: int = 0
+    committed_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a StopVM, RebootVM or DeleteVM operation goes about it."""
+
+    grace_s: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord:
+    """One accepted mutation: the journal. `digest` is of the request's body, so that a reused request_id is noticed."""
+
+    operation_id: str
+    verb: Verb
+    target_id: str
+    state: OperationState
+    phase: str
+    reason: str
+    phases: tuple[PhaseEntry, ...]
+    principal: str
+    request_id: str
+    digest: str
+    create_ms: int
+    update_ms: int
+    cancel_requested: bool = False
+    leave_stopped: bool = False
+    migration: Migration | None = None
+    stop: Stop | None = None
+    error: StoredError | None = None
+    final_vm: VMRecord | None = None
+    final_volume: VolumeRecord | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.state in ENDED
