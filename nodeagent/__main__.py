@@ -7,6 +7,9 @@ from pathlib import Path
 
 import uvloop
 
+# Before gRPC is imported: its fork handlers are for programs that go on in the child; the agent only starts other programs.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 from hostler.server import logs, startup
 from hostler.server.notify import Notifier
 from hostler.server.settings import load

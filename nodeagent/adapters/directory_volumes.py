@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import re
-import resource
 import stat
 import struct
 import uuid
@@ -39,8 +38,8 @@ COPY_TIMEOUT_S = 280.0
 COPIES_MAX = 2
 """Image copies at once: more only move the disk's heads."""
 
-QEMU_IMG_CPU_S, QEMU_IMG_MEMORY_BYTES = 60, 2 << 30
-"""What a crafted image may make qemu-img take."""
+LIMITED = ("prlimit", "--cpu=60", f"--as={2 << 30}", "--")
+"""What a crafted image may make qemu-img take. Set by a program, not between fork and exec: gRPC's threads do not survive a fork that runs Python."""
 
 MIB = 1 << 20
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -141,7 +140,7 @@ class DirectoryVolumes:
     async def _qemu_img(self, *arguments: str) -> None:
         async with self._copies:
             process = await asyncio.create_subprocess_exec(
-                "qemu-img", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=_limit
+                *LIMITED, "qemu-img", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
             )
             try:
                 async with asyncio.timeout(COPY_TIMEOUT_S):
@@ -278,9 +277,3 @@ def _locks_can_be_asked(probe: Path) -> bool:
         os.close(second)
         os.close(first)
         probe.unlink(missing_ok=True)
-
-
-def _limit() -> None:
-    """In the child, before qemu-img: bounded CPU and memory."""
-    resource.setrlimit(resource.RLIMIT_CPU, (QEMU_IMG_CPU_S, QEMU_IMG_CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (QEMU_IMG_MEMORY_BYTES, QEMU_IMG_MEMORY_BYTES))
