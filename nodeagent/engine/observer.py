@@ -60,6 +60,7 @@ class Observer:
         self.changed.set()
         if not event.vm_uid:
             for seen in self._seen.values():
+                seen.switched = False  # a RESUMED may have been missed: from now on libvirt is asked
                 _wake(seen)
             return
         seen = self._seen[event.vm_uid]

@@ -333,8 +333,9 @@ class OutgoingHandoffs:
             run.owner = read
 
     async def _copy(self, handoff: Outgoing) -> Copy:
-        """The copy here. A frozen one is judged by the events seen: libvirt may hold a stopped domain for seconds while the guest waits."""
-        if self._hypervisor.is_frozen(handoff.vm_uid) and self._observer.seen(handoff.vm_uid).switched:
+        """The copy here. From the switchover on it is judged by the events seen: libvirt may hold the domain for seconds while the guest waits."""
+        seen = self._observer.seen(handoff.vm_uid)
+        if seen.switched and seen.ending is None:
             return Copy.SWITCHED
         try:
             domain = await self._hypervisor.domain(handoff.vm_uid)
