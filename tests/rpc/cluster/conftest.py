@@ -6,11 +6,11 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from client import Client
 from devcluster.cluster import DevCluster, DevOptions, dev_cluster
 from hostler.server import channels
 from hostler.server.clock import SystemClock
 from hostler.server.tls import TlsFiles, load
-from tests.rpc.cluster.client import Client
 
 Connect = Callable[[str], Client]
 

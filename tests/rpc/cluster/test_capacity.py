@@ -7,11 +7,11 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from client import Client
 from devcluster.cluster import DevCluster, DevOptions
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import NoCapacity
 from hostler.rpc_status import from_rpc_error
-from tests.rpc.cluster.client import Client
 
 Connect = Callable[[str], Client]
 SLOTS = 6

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
+from client import CALL_S, Client
 from devcluster.cluster import DevCluster
 from hostler.api.cluster.v1 import operations_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from nodeagent.adapters.sim_migration import MigrationFault
-from tests.rpc.cluster.client import CALL_S, Client
 
 Connect = Callable[[str], Client]
 SUCCEEDED, FAILED, CANCELLED = (operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED, operation_pb2.Operation.CANCELLED)

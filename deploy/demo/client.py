@@ -1,5 +1,7 @@
-"""The cluster's API as a user's program sees it: raw stubs, so that these tests do not stand on the SDK."""
+"""The cluster's API by its raw stubs: what any program in any language does, without the SDK. For the demonstration and the tests."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc.aio
@@ -18,7 +20,8 @@ from hostler.api.cluster.v1 import (
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 
 CALL_S = 10.0
-WAIT_S = 30
+WAIT_S = 60
+FOLLOW_S = 240.0
 
 
 @dataclass(slots=True)
@@ -44,13 +47,27 @@ class Client:
         return operations_pb2_grpc.OperationServiceStub(self.channel)
 
     async def create(
-        self, vm_id: str, memory_mib: int = 512, request_id: str = "", node: str = "", **more: object
+        self,
+        vm_id: str,
+        memory_mib: int = 512,
+        request_id: str = "",
+        node: str = "",
+        flavor: str = "",
+        start: bool = True,
     ) -> operation_pb2.Operation:
-        """A VM with one disk on the shared pool."""
+        """A VM with one disk on the shared pool, made from the image `guest`, and one card on br0."""
         disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool="pools/shared", image="guest", size_mib=64))
-        vm = vm_pb2.VM(vcpus=1, memory_mib=memory_mib, disks=[disk], nics=[vm_pb2.VM.Nic(network="networks/br0")])
-        request = vms_pb2.CreateVMRequest(vm_id=vm_id, vm=vm, request_id=request_id, node=node)
+        vm = vm_pb2.VM(disks=[disk], nics=[vm_pb2.VM.Nic(network="networks/br0")])
+        if flavor:
+            vm.flavor = f"flavors/{flavor}"
+        else:
+            vm.vcpus, vm.memory_mib = 1, memory_mib
+        request = vms_pb2.CreateVMRequest(vm_id=vm_id, vm=vm, request_id=request_id, node=node, leave_stopped=not start)
         return await self.vms.CreateVM(request, timeout=CALL_S)
+
+    async def delete(self, vm_id: str) -> operation_pb2.Operation:
+        """By force if it runs."""
+        return await self.vms.DeleteVM(vms_pb2.DeleteVMRequest(name=f"vms/{vm_id}", force=True), timeout=CALL_S)
 
     async def wait(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
         """Until it is done."""
@@ -68,28 +85,37 @@ class Client:
     async def vm(self, vm_id: str) -> vm_pb2.VM:
         return await self.vms.GetVM(vms_pb2.GetVMRequest(name=f"vms/{vm_id}"), timeout=CALL_S)
 
-    async def migrate(self, vm_id: str, to: str = "") -> operation_pb2.Operation:
-        request = vms_pb2.MigrateVMRequest(name=f"vms/{vm_id}", destination_node=f"nodes/{to}" if to else "")
+    async def migrate(self, vm_id: str, to: str = "", bandwidth_mib_s: int = 0) -> operation_pb2.Operation:
+        destination = f"nodes/{to}" if to else ""
+        request = vms_pb2.MigrateVMRequest(name=f"vms/{vm_id}", destination_node=destination, bandwidth_mib_s=bandwidth_mib_s)
         return await self.vms.MigrateVM(request, timeout=CALL_S)
 
-    async def until_phase(self, operation: operation_pb2.Operation, phase: str) -> operation_pb2.Operation:
-        """Watch it until it enters the phase (or is done)."""
-        call = self.operations.WatchOperation(operations_pb2.WatchOperationRequest(name=operation.name), timeout=WAIT_S)
+    async def follow(self, operation: operation_pb2.Operation) -> AsyncGenerator[operation_pb2.Operation, None]:
+        """The operation at every change, until it is done."""
+        call = self.operations.WatchOperation(operations_pb2.WatchOperationRequest(name=operation.name), timeout=FOLLOW_S)
         try:
             async for answer in call:
-                if answer.operation.phase == phase or answer.operation.done:
-                    return answer.operation
+                yield answer.operation
         finally:
             call.cancel()
+
+    async def until_phase(self, operation: operation_pb2.Operation, phase: str) -> operation_pb2.Operation:
+        """Until it enters the phase (or is done)."""
+        async with aclosing(self.follow(operation)) as followed:
+            async for now in followed:
+                if now.phase == phase or now.done:
+                    return now
         raise AssertionError(f"{operation.name} ended without {phase}")
 
-    async def until_ready(self, nodes: int) -> None:
+    async def list_nodes(self) -> list[node_pb2.Node]:
+        return list((await self.nodes.ListNodes(nodes_pb2.ListNodesRequest(), timeout=CALL_S)).nodes)
+
+    async def until_ready(self, nodes: int, timeout_s: float = WAIT_S) -> None:
         """Watch the nodes until so many have registered and beat."""
-        call = self.nodes.WatchNodes(nodes_pb2.WatchNodesRequest(), timeout=WAIT_S)
+        call = self.nodes.WatchNodes(nodes_pb2.WatchNodesRequest(), timeout=timeout_s)
         try:
             async for _ in call:
-                answer = await self.nodes.ListNodes(nodes_pb2.ListNodesRequest(), timeout=CALL_S)
-                if sum(node.health == node_pb2.Node.READY for node in answer.nodes) == nodes:
+                if sum(node.health == node_pb2.Node.READY for node in await self.list_nodes()) == nodes:
                     return
         finally:
             call.cancel()
