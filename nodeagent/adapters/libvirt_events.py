@@ -124,6 +124,18 @@ class EventHub:
         self._now_ms = now_ms
         self._guard = threading.Lock()
         self._readers: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._expected: set[str] = set()
+
+    def expect_end(self, vm_uid: str) -> None:
+        """We take its power: its end is no crash, though libvirt, which may hear of the death first, often says so."""
+        self._expected.add(vm_uid)
+
+    def take_expected(self, vm_uid: str) -> bool:
+        """Whether this end (or start: then nothing is expected any more) was expected; asked once."""
+        if vm_uid not in self._expected:
+            return False
+        self._expected.discard(vm_uid)
+        return True
 
     def subscribe(self) -> Subscription:
         reader = Subscription(self._leave, self._now_ms, self._limit)
@@ -178,6 +190,7 @@ class EventFeed:
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
                 self._note_arriving(uuid, detail == libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
+                self._hub.take_expected(uuid)
                 return EventKind.STARTED
             case libvirt.VIR_DOMAIN_EVENT_SUSPENDED if detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
                 return EventKind.SWITCHED
@@ -191,7 +204,8 @@ class EventFeed:
                 return EventKind.RESUMED
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 self._note_arriving(uuid, False)
-                return _STOPPED_KINDS.get(detail, EventKind.STOPPED)
+                kind = _STOPPED_KINDS.get(detail, EventKind.STOPPED)
+                return EventKind.STOPPED if self._hub.take_expected(uuid) and kind is EventKind.CRASHED else kind
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
                 return EventKind.CRASHED
             case _:

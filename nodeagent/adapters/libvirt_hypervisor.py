@@ -62,6 +62,8 @@ LONG_CALLS_MAX = 4
 CONNECTIONS_MAX = 8
 RECONNECT_FIRST_S, RECONNECT_LIMIT_S = 0.2, 5.0
 
+_NO_JOB_CODES = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED})
+"""Of virDomainGetJobStats where no job can be: not running, or the destination of a migration."""
 _RECORDED_POWERS = {"running": Power.RUNNING, "paused": Power.PAUSED, "shutdown": Power.SHUTTING_DOWN, "crashed": Power.CRASHED}
 """By libvirt's word for a state, in its own record."""
 _GONE = "The VM has no domain on this host."
@@ -282,6 +284,8 @@ class LibvirtHypervisor:
 
     async def destroy(self, vm_uid: str) -> None:
         """libvirt's own way first, which lets QEMU flush; by signal at once where QEMU is stopped, because libvirt would wait 12 s for it."""
+        if self._processes.pid(vm_uid):
+            self._hub.expect_end(vm_uid)
         if not self._processes.is_frozen(vm_uid):
             try:
                 await self._act("destroy", vm_uid, lambda connection: _destroy(connection, vm_uid), DESTROY_DEADLINE_S)
@@ -414,7 +418,7 @@ def _job_stats(domain: libvirt.virDomain) -> dict[str, Any]:
     try:
         stats: dict[str, Any] = domain.jobStats()
     except libvirt.libvirtError as err:
-        if libvirt_errors.is_absent(err) or err.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+        if libvirt_errors.is_absent(err) or err.get_error_code() in _NO_JOB_CODES:
             return {}
         raise
     return stats

@@ -64,7 +64,7 @@ class OutsideHypervisor(LibvirtHypervisor):
 _measured: list[Acceleration] = []
 
 
-async def _acceleration() -> Acceleration:
+async def measured_once() -> Acceleration:
     if not _measured:
         _measured.append(await measured_acceleration())
     return _measured[0]
@@ -98,7 +98,6 @@ class LibvirtRig:
     strangers: list[tuple[Host, str]] = field(default_factory=list)
     relays: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
     ports: "itertools.count[int]" = field(default_factory=lambda: itertools.count(FIRST_PORT))
-    stopped: set[int] = field(default_factory=set)
 
     def hypervisor(self, host: int) -> Hypervisor:
         return self.hypervisors[host]
@@ -162,6 +161,10 @@ class LibvirtRig:
             assert relay.stdout is not None
             relay.stdout.close()
 
+    def turn(self) -> None:
+        """The other host becomes host 0, for a way back."""
+        self.hosts, self.hypervisors = self.hosts[::-1], self.hypervisors[::-1]
+
     async def clean(self) -> None:
         """Nothing of this case is left, even if it failed with a daemon or a domain stopped."""
         for host in self.hosts:
@@ -192,7 +195,7 @@ async def _relay(host: Host, listen: str, connect: str) -> subprocess.Popen[byte
 async def open_rig() -> AsyncIterator[Rig]:
     hosts = await asyncio.to_thread(_lab)
     await asyncio.to_thread(_guest)
-    acceleration = await _acceleration()
+    acceleration = await measured_once()
     async with AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(OutsideHypervisor(host, acceleration).connected()) for host in hosts]
         rig = LibvirtRig(hosts, (first, second))

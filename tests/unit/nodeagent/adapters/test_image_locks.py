@@ -1,16 +1,19 @@
 """Image locks as QEMU's own tools take them."""
 
+import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nodeagent.adapters import image_locks
 from nodeagent.adapters.image_locks import ImageLocks, locks_of
-from nodeagent.ports import Locks
+from nodeagent.ports import HypervisorUnavailable, Locks
 
-READY_S = 20
+F_OFD_SETLK = 37
 
 
 @pytest.fixture
@@ -60,6 +63,16 @@ def test_a_writer_is_seen_and_its_end_too(image: str, writer: Holder) -> None:
     assert locks_of((image,)) is Locks.FREE
 
 
+@pytest.mark.parametrize("byte", [101, 103])
+def test_each_permission_to_change_is_seen(image: str, byte: int) -> None:
+    """Whoever may only resize changes the image as well."""
+    flock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+    with open(image, "rb") as held:
+        fcntl.fcntl(held, F_OFD_SETLK, flock)
+        assert locks_of((image,)) is Locks.HELD
+    assert locks_of((image,)) is Locks.FREE
+
+
 @pytest.mark.usefixtures("reader")
 def test_a_reader_is_no_writer(image: str) -> None:
     """A backup would stop every handoff."""
@@ -90,9 +103,6 @@ def test_a_link_is_not_followed(image: str, tmp_path: Path) -> None:
 
 async def test_a_file_system_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent must outlive its storage. A FIFO without a writer hangs the open as a dead server would."""
-    from nodeagent.adapters import image_locks
-    from nodeagent.ports import HypervisorUnavailable
-
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setattr(image_locks, "LOCK_DEADLINE_S", 0.1)
