@@ -16,6 +16,7 @@ from nodeagent.adapters.qemu_process import QemuProcesses
 # Three threads that wait, then says that they are there.
 SCRIPT = """
 import threading
+ballast = b"x" * (256 << 20)  # takes the kernel a while to give back, so that a kill that does not wait shows
 for _ in range(3): threading.Thread(target=threading.Event().wait, daemon=True).start()
 print("ready", flush=True)
 threading.Event().wait()
