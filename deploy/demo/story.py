@@ -176,9 +176,10 @@ async def _migrate_and_kill(stage: Stage, teller: Teller) -> None:
         copying = await client.until_phase(operation, "COPYING")
         driver = copying.phases[-1].driver
         teller.show(copying.phase == "COPYING", f"COPYING is journaled by replica {driver}, nothing is committed")
-        await stage.kill_replica(driver)
-        teller.say(f"replica {driver} killed")
-        other = stage.client(next(replica for replica in stage.replicas if replica != driver))
+        victim = driver.partition("@")[0]
+        await stage.kill_replica(victim)
+        teller.say(f"replica {victim} killed")
+        other = stage.client(next(replica for replica in stage.replicas if replica != victim))
         done = await _follow(other, operation, teller)
         await watched.settle()
         seen = watched.seen()

@@ -61,7 +61,7 @@ class Run:
         return self.state.vms[self.operation.target_id]
 
     def by(self) -> By:
-        return By(self.term.replica_id, wall_ms(self.clock))
+        return By(self.term.driver, wall_ms(self.clock))
 
     def order(self) -> Order:
         """A command about the operation's VM under its present epoch."""

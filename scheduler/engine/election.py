@@ -42,6 +42,11 @@ class Term:
     create_revision: int
 
     @property
+    def driver(self) -> str:
+        """Who drives, in the journal: a replica that was restarted and leads again is another driver."""
+        return f"{self.replica_id}@{self.create_revision}"
+
+    @property
     def guard(self) -> SameCreation:
         return SameCreation(LEADER, self.create_revision)
 

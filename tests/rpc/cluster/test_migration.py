@@ -49,8 +49,9 @@ async def test_killing_the_driving_replica_while_memory_is_copied(client: Client
     operation = await client.migrate("web-1")
     copying = await client.until_phase(operation, "COPYING")
     driving = copying.phases[-1].driver
-    other = connect("s2" if driving == "s1" else "s1")
-    await cluster.schedulers[driving].kill()
+    victim = driving.partition("@")[0]
+    other = connect("s2" if victim == "s1" else "s1")
+    await cluster.schedulers[victim].kill()
     done = await other.wait(operation)
     assert done.state == SUCCEEDED, done.error.message
     drivers = {entry.phase: entry.driver for entry in done.phases}

@@ -78,7 +78,7 @@ class Operation(_message.Message):
         phase: _builtins.str
         """The phase's name, as in `phase`."""
         driver: _builtins.str
-        """Which scheduler replica or node wrote it: who drives the operation at that moment."""
+        """Who drove the operation at that moment: a scheduler replica and its term of leading, "s1@42", or a standalone node."""
         @_builtins.property
         def enter_time(self) -> _timestamp_pb2.Timestamp:
             """When it was entered, by the clock of the daemon that wrote it."""
