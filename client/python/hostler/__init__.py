@@ -1,0 +1,95 @@
+"""The public SDK. `hostler.connect()` gives a `Cluster`; everything else is what its methods take, return and raise.
+
+    async with hostler.connect("10.0.0.1:7443,10.0.0.2:7443", cert="tls.crt", key="tls.key", ca="ca.crt") as cluster:
+        creating = await cluster.create_vm("web-1", flavor="small", image="debian-12", pool="shared", networks=["br0"])
+        print((await creating.wait()).vm.node)
+
+Names are looked up on first use: `hostler.errors` and `hostler.model` are imported by code that must not pay for gRPC.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hostler.api.type.v1.node_pb2 import Node
+    from hostler.api.type.v1.operation_pb2 import Operation
+    from hostler.api.type.v1.vm_pb2 import VM, Flavor
+    from hostler.api.type.v1.volume_pb2 import Volume
+    from hostler.cluster import Cluster, connect
+    from hostler.errors import (
+        AlreadyExists,
+        Conflict,
+        DeadlineExceeded,
+        FailedPrecondition,
+        HostlerError,
+        Internal,
+        InvalidRequest,
+        NoCapacity,
+        NotFound,
+        OutOfRange,
+        PermissionDenied,
+        Reason,
+        Unauthenticated,
+        Unavailable,
+        Violation,
+    )
+    from hostler.operations import OperationFailed, OperationHandle
+    from hostler.watch import Bookmark, Deleted, Resync, Updated
+
+_ERRORS = (
+    "AlreadyExists", "Conflict", "DeadlineExceeded", "FailedPrecondition", "HostlerError", "Internal", "InvalidRequest", "NoCapacity",
+    "NotFound", "OutOfRange", "PermissionDenied", "Reason", "Unauthenticated", "Unavailable", "Violation",
+)  # fmt: skip
+_HOME: dict[str, str] = {
+    "connect": "hostler.cluster",
+    "Cluster": "hostler.cluster",
+    "OperationHandle": "hostler.operations",
+    "OperationFailed": "hostler.operations",
+    "Updated": "hostler.watch",
+    "Deleted": "hostler.watch",
+    "Bookmark": "hostler.watch",
+    "Resync": "hostler.watch",
+    "VM": "hostler.api.type.v1.vm_pb2",
+    "Flavor": "hostler.api.type.v1.vm_pb2",
+    "Node": "hostler.api.type.v1.node_pb2",
+    "Volume": "hostler.api.type.v1.volume_pb2",
+    "Operation": "hostler.api.type.v1.operation_pb2",
+    **dict.fromkeys(_ERRORS, "hostler.errors"),
+}
+
+__all__ = [
+    "VM",
+    "AlreadyExists",
+    "Bookmark",
+    "Cluster",
+    "Conflict",
+    "DeadlineExceeded",
+    "Deleted",
+    "FailedPrecondition",
+    "Flavor",
+    "HostlerError",
+    "Internal",
+    "InvalidRequest",
+    "NoCapacity",
+    "Node",
+    "NotFound",
+    "Operation",
+    "OperationFailed",
+    "OperationHandle",
+    "OutOfRange",
+    "PermissionDenied",
+    "Reason",
+    "Resync",
+    "Unauthenticated",
+    "Unavailable",
+    "Updated",
+    "Violation",
+    "Volume",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

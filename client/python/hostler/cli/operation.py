@@ -1,0 +1,79 @@
+"""`hostler op`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hostler.cli.output import OPERATIONS, Format, say, show
+from hostler.cli.session import Ending, Output, Timeout, Wait, finish, run
+
+if TYPE_CHECKING:
+    from hostler.api.type.v1.operation_pb2 import Operation
+    from hostler.cluster import Cluster
+
+app = typer.Typer(
+    help="What accepted requests are doing, have done, and why.",
+    no_args_is_help=True,
+    epilog="Example: hostler op list --target vms/web-1; hostler op watch 3f2a...",
+)
+
+Name = Annotated[str, typer.Argument(help="The operation's name, as printed when it was accepted.")]
+
+
+@app.command("list")
+@app.command("ls", hidden=True)
+def list_(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Option(help="Only operations on vms/NAME or volumes/NAME.")] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """List operations, newest first. Example: hostler op list --target vms/web-1"""
+
+    async def work(cluster: "Cluster") -> None:
+        say(show([operation async for operation in cluster.list_operations(target=target)], OPERATIONS, output))
+
+    run(ctx, work)
+
+
+@app.command()
+def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """Show one operation. Example: hostler op get NAME -o yaml"""
+
+    async def work(cluster: "Cluster") -> None:
+        say(show([await cluster.get_operation(name)], OPERATIONS, output, one=True))
+
+    run(ctx, work)
+
+
+@app.command()
+def watch(ctx: typer.Context, name: Name, timeout: Timeout = None, output: Output = Format.TABLE) -> None:
+    """Show an operation's progress until it is done; fails if it fails. Example: hostler op watch NAME"""
+
+    async def work(cluster: "Cluster") -> None:
+        handle = cluster.operation(name)
+        await handle.refresh()
+        await finish(handle, Ending(True, timeout, output), _ended)
+
+    run(ctx, work)
+
+
+@app.command()
+def cancel(ctx: typer.Context, name: Name, wait: Wait = True, timeout: Timeout = None, output: Output = Format.TABLE) -> None:
+    """Ask an operation to stop before its point of no return, and see whether it did. Example: hostler op cancel NAME"""
+
+    async def work(cluster: "Cluster") -> None:
+        from hostler.operations import OperationFailed
+
+        handle = await cluster.cancel_operation(name)
+        try:
+            await finish(handle, Ending(wait, timeout, output), _ended)
+        except OperationFailed as error:
+            if error.operation.state != error.operation.CANCELLED:
+                raise
+            say(show([error.operation], OPERATIONS, output, one=True))
+
+    run(ctx, work)
+
+
+def _ended(operation: "Operation") -> str:
+    return show([operation], OPERATIONS, Format.TABLE, one=True)

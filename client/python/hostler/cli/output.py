@@ -1,0 +1,322 @@
+"""How resources and refusals are shown: tables for people, JSON and YAML for programs, names for pipes.
+
+JSON has the API's own field names and enum names, every field present, and integers as numbers (protobuf's own mapping makes 64-bit ones strings,
+which breaks `jq '.memory_mib > 512'`; its parsers accept both). Lists are arrays; what is watched is one JSON document per line.
+Tables are plain aligned text, so that they can be tested, cut and grepped; only states are coloured, and only on a terminal.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from hostler.api.type.v1.node_pb2 import Node
+    from hostler.api.type.v1.operation_pb2 import Operation
+    from hostler.api.type.v1.resources_pb2 import Quantity
+    from hostler.api.type.v1.vm_pb2 import VM, Flavor
+    from hostler.api.type.v1.volume_pb2 import Volume
+    from hostler.errors import HostlerError
+
+GAP = "   "
+NONE = "-"
+M = TypeVar("M", bound="Message")
+Row = Sequence[str]
+
+
+class Format(StrEnum):
+    """-o"""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of one kind of resource; `wide` follow the others with -o wide."""
+
+    headers: tuple[str, ...]
+    cells: Callable[[Any], Row]
+    wide_headers: tuple[str, ...] = ()
+    wide_cells: Callable[[Any], Row] = lambda _: ()
+
+    def header(self, form: Format) -> Row:
+        return (*self.headers, *(self.wide_headers if form is Format.WIDE else ()))
+
+    def row(self, resource: "Message", form: Format) -> Row:
+        return (*self.cells(resource), *(self.wide_cells(resource) if form is Format.WIDE else ()))
+
+
+# ---- documents
+
+
+def document(message: "Message") -> dict[str, Any]:
+    """The message as JSON values; see above."""
+    from google.protobuf.json_format import MessageToDict
+
+    found = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    _numbers(message.DESCRIPTOR, found)
+    return found
+
+
+def _numbers(kind: Any, found: dict[str, Any]) -> None:  # noqa: ANN401 a Descriptor, of either of protobuf's two types
+    for name, value in found.items():
+        field = kind.fields_by_name.get(name)
+        if field is None:
+            continue
+        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+            found[name] = [int(one) for one in value] if isinstance(value, list) else int(value)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, dict) and not field.message_type.full_name.startswith("google.protobuf."):
+                    _numbers(field.message_type, one)
+
+
+def show(resources: Sequence["Message"], columns: Columns, form: Format, *, one: bool = False) -> str:
+    """A list, or with `one` a single resource, as text without a final newline."""
+    match form:
+        case Format.NAME:
+            return "\n".join(str(getattr(resource, "name")) for resource in resources)  # noqa: B009 every resource has one, Message does not
+        case Format.JSON | Format.YAML:
+            documents = [document(resource) for resource in resources]
+            return dumped(documents[0] if one else documents, form)
+    return table(columns.header(form), [columns.row(resource, form) for resource in resources])
+
+
+def dumped(value: object, form: Format) -> str:
+    if form is Format.JSON:
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)).rstrip("\n")
+
+
+def json_line(event: Mapping[str, Any]) -> str:
+    """One watched event."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+
+
+# ---- tables
+
+
+def widths(header: Row, rows: Iterable[Row]) -> tuple[int, ...]:
+    found = [len(cell) for cell in header]
+    for row in rows:
+        found = [max(width, len(cell)) for width, cell in zip(found, row, strict=True)]
+    return tuple(found)
+
+
+def line(row: Row, width: Sequence[int]) -> str:
+    """One row, aligned, without trailing blanks; cells may be wider than `width`."""
+    return GAP.join(cell.ljust(size) for cell, size in zip(row, width, strict=True)).rstrip()
+
+
+def table(header: Row, rows: Sequence[Row]) -> str:
+    """Aligned columns under a header."""
+    width = widths(header, rows)
+    return "\n".join(line(row, width) for row in (header, *rows))
+
+
+_GOOD = frozenset({"RUNNING", "READY", "ACTIVE", "SUCCEEDED"})
+_BAD = frozenset({"CRASHED", "FROZEN", "FAILED", "SILENT", "HYPERVISOR_DOWN"})
+
+
+def coloured(text: str) -> str:
+    """Known states green or red; for terminals."""
+    return GAP.join(_coloured(part) for part in text.split(GAP))
+
+
+def _coloured(part: str) -> str:
+    word = part.strip()
+    if word in _GOOD or word in _BAD:
+        return part.replace(word, typer.style(word, fg="green" if word in _GOOD else "red"))
+    return part
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print, coloured on a terminal."""
+    import sys
+
+    typer.echo(coloured(text) if (sys.stderr if err else sys.stdout).isatty() else text, err=err)
+
+
+# ---- the kinds
+
+
+def short(name: str) -> str:
+    """`vms/web-1` -> `web-1`; empty -> `-`."""
+    return name.rpartition("/")[2] or NONE
+
+
+def mib(amount: int) -> str:
+    """4096 -> `4 GiB`, 1536 -> `1.5 GiB`, 700 -> `700 MiB`."""
+    if amount >= 1 << 20:
+        return f"{round(amount / (1 << 20), 1):g} TiB"
+    return f"{round(amount / 1024, 1):g} GiB" if amount >= 1024 else f"{amount} MiB"
+
+
+def size(amount: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if amount >= 1 << power:
+            return f"{round(amount / (1 << power), 1):g} {unit}"
+    return f"{amount} B"
+
+
+def _cpus(milli: int) -> str:
+    return f"{round(milli / 1000, 2):g}"
+
+
+def _sum(quantities: Iterable["Quantity"], prefix: str) -> int:
+    return sum(quantity.amount for quantity in quantities if quantity.key == prefix or quantity.key.startswith(f"{prefix}/"))
+
+
+def _time(message: "Message", field: str) -> str:
+    return getattr(message, field).ToJsonString()[:19] + "Z" if message.HasField(field) else NONE
+
+
+def _vm(vm: "VM") -> Row:
+    state = vm.State.Name(vm.state) + (" (stale)" if vm.stale else "")
+    return (short(vm.name), state, short(vm.node), str(vm.vcpus), mib(vm.memory_mib), short(vm.flavor), vm.reason or NONE)
+
+
+def _vm_wide(vm: "VM") -> Row:
+    disks = ",".join(short(disk.volume) if disk.volume else f"new in {short(disk.new_volume.pool)}" for disk in vm.disks)
+    nics = ",".join(f"{short(nic.network)} {nic.mac_address}".strip() for nic in vm.nics)
+    labels = ",".join(f"{key}={value}" for key, value in sorted(vm.labels.items()))
+    return (str(vm.epoch), disks or NONE, nics or NONE, labels or NONE, short(vm.operation), vm.uid, _time(vm, "create_time"))
+
+
+def _node(node: "Node") -> Row:
+    ledger = node.ledger
+    return (
+        short(node.name),
+        node.State.Name(node.state),
+        node.Health.Name(node.health).replace("HEALTH_UNSPECIFIED", "UNKNOWN"),
+        str(node.vm_count),
+        f"{_cpus(_sum(ledger.free, 'cpu_milli'))} of {_cpus(_sum(ledger.allocatable, 'cpu_milli'))}",
+        f"{mib(_sum(ledger.free, 'memory_mib'))} of {mib(_sum(ledger.allocatable, 'memory_mib'))}",
+        node.reason or NONE,
+    )
+
+
+def _node_wide(node: "Node") -> Row:
+    pools = ",".join(f"{short(pool.name)} {mib(pool.free_mib)} free" for pool in node.pools)
+    return (
+        node.Acceleration.Name(node.acceleration),
+        node.hypervisor or NONE,
+        node.confinement or NONE,
+        pools or NONE,
+        ",".join(node.networks) or NONE,
+        node.endpoint or NONE,
+        str(node.unmanaged_count),
+    )
+
+
+def _volume(volume: "Volume") -> Row:
+    state = volume.State.Name(volume.state)
+    return (short(volume.name), state, short(volume.pool), mib(volume.size_mib), short(volume.vm), short(volume.node))
+
+
+def _class(value: int) -> str:
+    from hostler.api.type.v1.resources_pb2 import ServiceClass
+
+    return ServiceClass.Name(value).removeprefix("SERVICE_CLASS_")  # type: ignore[arg-type]
+
+
+def _flavor(flavor: "Flavor") -> Row:
+    floor = _cpus(flavor.cpu_floor_milli) if flavor.cpu_floor_milli else "by class"
+    return (short(flavor.name), str(flavor.vcpus), mib(flavor.memory_mib), floor, _class(flavor.service_class))
+
+
+def _operation(operation: "Operation") -> Row:
+    percent = f"{operation.progress.percent}%" if operation.HasField("progress") else NONE
+    state = operation.State.Name(operation.state)
+    reason = operation.error.message or operation.reason or NONE
+    return (short(operation.name), operation.verb, operation.target, state, operation.phase or NONE, percent, reason)
+
+
+def _operation_wide(operation: "Operation") -> Row:
+    return (operation.principal or NONE, operation.request_id or NONE, _time(operation, "create_time"), _time(operation, "update_time"))
+
+
+VMS = Columns(
+    ("NAME", "STATE", "NODE", "VCPUS", "MEMORY", "FLAVOR", "REASON"),
+    _vm,
+    ("EPOCH", "DISKS", "NICS", "LABELS", "OPERATION", "UID", "CREATED"),
+    _vm_wide,
+)
+NODES = Columns(
+    ("NAME", "STATE", "HEALTH", "VMS", "CPU FREE", "MEMORY FREE", "REASON"),
+    _node,
+    ("ACCELERATION", "HYPERVISOR", "CONFINEMENT", "POOLS", "NETWORKS", "ENDPOINT", "UNMANAGED"),
+    _node_wide,
+)
+VOLUMES = Columns(
+    ("NAME", "STATE", "POOL", "SIZE", "VM", "NODE"),
+    _volume,
+    ("IMAGE", "UID", "CREATED"),
+    lambda volume: (volume.image or NONE, volume.uid, _time(volume, "create_time")),
+)
+FLAVORS = Columns(("NAME", "VCPUS", "MEMORY", "CPU FLOOR", "CLASS"), _flavor)
+OPERATIONS = Columns(
+    ("NAME", "VERB", "TARGET", "STATE", "PHASE", "DONE", "REASON"),
+    _operation,
+    ("PRINCIPAL", "REQUEST ID", "CREATED", "UPDATED"),
+    _operation_wide,
+)
+
+
+def migration(operation: "Operation") -> str:
+    """Where from, where to, and what it cost."""
+    facts = operation.migration
+    rows = [
+        ("from", short(facts.source_node)),
+        ("to", short(facts.destination_node)),
+        ("total", f"{facts.total_ms / 1000:.2f} s"),
+        ("bytes", f"{size(facts.bytes_transferred)} ({facts.bytes_transferred})"),
+        ("downtime", f"{facts.downtime_ms} ms"),
+    ]
+    return "\n".join(line(row, (8, 0)) for row in rows)
+
+
+# ---- refusals
+
+
+def refusal(error: "HostlerError") -> str:
+    """The message, what is wrong where, the fix; for stderr."""
+    parts = [f"error: {error.message}"]
+    if detail := error.metadata.get("detail"):
+        parts.append(f"  {detail}")
+    if error.violations and not (len(error.violations) == 1 and error.violations[0].description in error.message):
+        on_nodes = all(violation.field.startswith("nodes/") for violation in error.violations)
+        rows = [(_where(violation.field), _what(violation.field, violation.description)) for violation in error.violations]
+        parts += ["", table(("NODE", "REASON") if on_nodes else ("FIELD", "PROBLEM"), rows)]
+        if omitted := error.metadata.get("violations_omitted"):
+            parts.append(f"... and {omitted} more")
+        parts += [""] if error.fix else []
+    if error.fix:
+        parts.append(error.fix)
+    if incident := error.metadata.get("incident"):
+        parts.append(f"incident: {incident}")
+    if operation := error.metadata.get("operation"):
+        parts.append(f"operation: {operation}")
+    return "\n".join(parts)
+
+
+def _where(field: str) -> str:
+    return field.removeprefix("nodes/")
+
+
+def _what(field: str, description: str) -> str:
+    """`n1 cannot take web-1: its memory ...` says in a row of n1 what the row says already."""
+    told, _, rest = description.partition(": ")
+    return rest if rest and told.startswith(f"{_where(field)} cannot take ") else description

@@ -1,0 +1,188 @@
+"""What every command does around its own work: the options they share, connect, run, wait, and turn a refusal into text and exit status."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hostler.cli.exit_codes import ExitCode, exit_code
+from hostler.cli.output import Columns, Format, document, dumped, json_line, line, migration, refusal, say, short, widths
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from hostler.api.type.v1.operation_pb2 import Operation
+    from hostler.cluster import Cluster
+    from hostler.operations import OperationHandle
+
+CALL_S = 10.0
+"""A person waits no longer than this for a cluster that does not answer."""
+
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say whether it would be accepted; change nothing.")]
+Wait = Annotated[bool, typer.Option("--wait/--async", help="Wait for the end, or return once it is accepted.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Wait no longer; the operation goes on. Default: as long as it takes."),
+]
+RequestId = Annotated[str, typer.Option("--request-id", help="Repeat with the same id and it still happens once. Default: a new one.")]
+Watch = Annotated[bool, typer.Option("-w", "--watch", help="Then print every change, until Ctrl-C.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The global options; what is None comes from the environment."""
+
+    endpoint: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    ca: str | None = None
+    insecure: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the end of a mutation is awaited and printed."""
+
+    wait: bool
+    timeout_s: float | None
+    form: Format
+
+
+def run(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> None:
+    """Connect, do the work; a refusal goes to stderr and becomes the exit status."""
+    from hostler.errors import HostlerError
+
+    target = ctx.obj if isinstance(ctx.obj, Target) else Target()
+    try:
+        asyncio.run(_connected(target, work))
+    except HostlerError as error:
+        if os.environ.get("HOSTLER_DEBUG") == "1":
+            raise
+        say(refusal(error), err=True)
+        raise typer.Exit(exit_code(error)) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+async def _connected(target: Target, work: "Callable[[Cluster], Awaitable[None]]") -> None:
+    from hostler.cluster import connect
+
+    async with connect(target.endpoint, cert=target.cert, key=target.key, ca=target.ca, insecure=target.insecure, call_s=CALL_S) as cluster:
+        await work(cluster)
+
+
+async def finish(handle: "OperationHandle", ending: Ending, done: "Callable[[Operation], str]") -> None:
+    """Wait if that is wanted, and print: `done`'s text of the operation for people, the operation itself for programs."""
+    if not handle.name:
+        begins = f"\n  it would begin: {handle.operation.reason}" if handle.operation.reason else ""
+        _print(handle.operation, ending.form, f"would be accepted: {handle.operation.verb} {handle.operation.target}{begins}")
+        return
+    if not ending.wait:
+        _print(handle.operation, ending.form, f"accepted: {handle.name}\n{_follow_up(handle.name)}")
+        return
+    operation = await waited(handle, ending.timeout_s)
+    _print(operation, ending.form, done(operation))
+
+
+async def waited(handle: "OperationHandle", timeout_s: float | None) -> "Operation":
+    """The end, with progress shown meanwhile. Whoever is interrupted is told how to go on."""
+    from hostler.cli.progress import shown
+    from hostler.errors import DeadlineExceeded, Unavailable
+
+    try:
+        with shown() as update:
+            return await handle.wait(timeout_s, update)
+    except (asyncio.CancelledError, DeadlineExceeded, Unavailable):
+        typer.echo(f"{handle.name} goes on without you.\n{_follow_up(handle.name)}", err=True)
+        raise
+
+
+def _follow_up(name: str) -> str:
+    return f"  watch:  hostler op watch {short(name)}\n  cancel: hostler op cancel {short(name)}"
+
+
+def _print(operation: "Operation", form: Format, text: str) -> None:
+    match form:
+        case Format.JSON | Format.YAML:
+            typer.echo(dumped(document(operation), form))
+        case Format.NAME:
+            typer.echo(operation.name or operation.target)
+        case _:
+            say(text)
+
+
+def moved(operation: "Operation") -> str:
+    """The end of a migration."""
+    return f"{operation.target.replace('vms/', 'vm ')} moved\n{migration(operation)}"
+
+
+def vm_is(operation: "Operation") -> str:
+    """The VM at the end of an operation."""
+    vm = operation.vm
+    return f"vm {short(operation.target)} is {vm.State.Name(vm.state)} on {short(vm.node)}"
+
+
+async def follow(events: "AsyncGenerator[Any]", columns: Columns, form: Format, only: str = "") -> None:
+    """Print what a watch tells: a first column EVENT, or one JSON document (YAML too: documents by line are JSON) per event."""
+    from contextlib import aclosing
+
+    printer = _EventPrinter(columns, form)
+    async with aclosing(events) as told:
+        async for event in told:
+            printer.take(event, only)
+
+
+class _EventPrinter:
+    """Rows are aligned to the first listing; later ones may be wider."""
+
+    def __init__(self, columns: Columns, form: Format) -> None:
+        self._columns = columns
+        self._form = form
+        self._listing: list[tuple[str, ...]] | None = []
+        self._width: tuple[int, ...] = ()
+
+    def take(self, event: object, only: str) -> None:
+        from hostler.watch import Bookmark, Deleted, Resync, Updated
+
+        match event:
+            case Updated(resource=resource) if not only or resource.name == only:
+                self._tell("UPDATED", resource.name, resource)
+            case Deleted(name=name) if not only or name == only:
+                self._tell("DELETED", name, None)
+            case Resync():
+                self._tell("RESYNC", "", None)
+            case Bookmark():
+                self._end_of_listing()
+
+    def _tell(self, kind: str, name: str, resource: "Message | None") -> None:
+        match self._form:
+            case Format.JSON | Format.YAML:
+                shown = {"resource": document(resource)} if resource is not None else {}
+                typer.echo(json_line({"event": kind, "name": name, **shown}))
+            case Format.NAME:
+                typer.echo(name or kind)
+            case _:
+                cells = self._columns.row(resource, self._form) if resource is not None else self._blank(name)
+                self._row((kind, *cells))
+
+    def _blank(self, name: str) -> tuple[str, ...]:
+        return (short(name), *("-" for _ in self._columns.header(self._form)[1:]))
+
+    def _row(self, row: tuple[str, ...]) -> None:
+        if self._listing is not None:
+            self._listing.append(row)
+        else:
+            say(line(row, self._width))
+
+    def _end_of_listing(self) -> None:
+        if self._listing is None or self._form not in (Format.TABLE, Format.WIDE):
+            return
+        header = ("EVENT", *self._columns.header(self._form))
+        rows, self._listing = self._listing, None
+        self._width = widths(header, rows)
+        for row in (header, *rows):
+            say(line(row, self._width))
