@@ -48,14 +48,14 @@ class Real:
     def __init__(self, lab: Lab, cluster: LabCluster) -> None:
         self._lab = lab
         self._cluster = cluster
-        self._material = load(TlsFiles.in_directory(cluster.user_tls), clock=SystemClock())
+        self.material = load(TlsFiles.in_directory(cluster.user_tls), clock=SystemClock())
         self._clients: dict[str, Client] = {}
         self.replicas = cluster.replicas
 
     def client(self, replica: str) -> Client:
         if replica not in self._clients:
             endpoint = self._cluster.endpoints[self.replicas.index(replica)]
-            self._clients[replica] = Client(channels.to_scheduler(self._material, endpoint))
+            self._clients[replica] = Client(channels.to_scheduler(self.material, endpoint))
         return self._clients[replica]
 
     @asynccontextmanager

@@ -1,0 +1,214 @@
+"""Hostler whole, on real libvirt, QEMU and etcd: the guest, a client outside and an independent script are the witnesses.
+
+One lab and one cluster for all cases; each case makes its own VM and leaves the cluster as the script finds it right.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import real
+from client import CALL_S, Client
+from hostler.api.cluster.v1 import vms_pb2
+from hostler.api.node.v1 import host_pb2, host_pb2_grpc
+from hostler.api.type.v1 import operation_pb2, vm_pb2
+from hostler.server import channels
+from hostlerlab import faults
+from hostlerlab.cluster import LabCluster, lab_cluster
+from hostlerlab.guest import probe
+from hostlerlab.guest.build import build
+from hostlerlab.hosts import SHARED_POOL
+from hostlerlab.lab import Lab, default_specs
+from hostlerlab.supervisor import State
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
+SLOW_MIB_S = 16
+"""A copy of the guest takes some five seconds: time to kill something in the middle."""
+BACK_S = 60.0
+
+
+@pytest.fixture(scope="module")
+async def cluster() -> AsyncIterator[LabCluster]:
+    folder = Path("build").resolve()  # noqa: ASYNC240 once, before anything runs
+    images = build(folder / "guest")
+    lab = Lab(folder / "lab", default_specs(3))
+    await asyncio.to_thread(lab.up, fresh=True)
+    host = lab.hosts["n1"]
+    host.run(["mkdir", "-p", str(SHARED_POOL / "images")])
+    host.run(["cp", str(images.linux.resolve()), str(SHARED_POOL / "images" / "guest.qcow2")])
+    async with lab_cluster(lab, folder / "lab-cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def stage(cluster: LabCluster) -> AsyncIterator[real.Real]:
+    made = real.Real(cluster.lab, cluster)
+    await made.client("s1").until_ready(3)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def client(stage: real.Real) -> AsyncIterator[Client]:
+    """At the end of each case all VMs are deleted, and etcd, agents and libvirt must be equal."""
+    first = stage.client("s1")
+    yield first
+    await stage.check()
+    for vm in (await first.vms.ListVMs(vms_pb2.ListVMsRequest(), timeout=CALL_S)).vms:
+        done = await first.wait(await first.delete(vm.name.removeprefix("vms/")))
+        assert done.state == SUCCEEDED, done.error.message
+    await stage.check()
+
+
+async def address_of(cluster: LabCluster, vm: vm_pb2.VM) -> str:
+    """Once the guest answers there."""
+    address = await asyncio.to_thread(cluster.lab.wait_for_lease, vm.nics[0].mac_address, BACK_S)
+    await probe.wait_answer(address)
+    return address
+
+
+async def made(client: Client, vm_id: str) -> vm_pb2.VM:
+    done = await client.wait(await client.create(vm_id, memory_mib=128))
+    assert done.state == SUCCEEDED, done.error.message
+    return done.vm
+
+
+async def test_a_vm_boots_stops_on_the_power_button_starts_again_and_goes(client: Client, cluster: LabCluster) -> None:
+    """A VM that is never reached, is killed instead of asked, or leaves its claim behind."""
+    vm = await made(client, "life-1")
+    first = await probe.ask(await address_of(cluster, vm))
+    assert first.vcpus == 1
+    stopped = await client.wait(await client.vms.StopVM(vms_pb2.StopVMRequest(name=vm.name, grace_s=30), timeout=CALL_S))
+    assert stopped.state == SUCCEEDED, stopped.error.message
+    assert (await client.vm("life-1")).state == vm_pb2.VM.STOPPED
+    started = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name=vm.name), timeout=CALL_S))
+    assert started.vm.epoch == vm.epoch + 1
+    second = await probe.ask(await address_of(cluster, vm))
+    assert second.boot_id != first.boot_id
+    assert second.disk_counter > first.disk_counter, "the disk was not the same one"
+    assert second.disk_foreign == 0, "somebody else wrote to the disk"
+
+
+async def test_a_guest_that_powers_itself_off_is_seen_as_stopped(client: Client, cluster: LabCluster) -> None:
+    """A guest's own power-off that the cluster never notices."""
+    vm = await made(client, "off-1")
+    await address_of(cluster, vm)
+    host = cluster.lab.hosts[vm.node.removeprefix("nodes/")]
+    call = client.vms.WatchVMs(vms_pb2.WatchVMsRequest(), timeout=BACK_S)
+    host.virsh("shutdown", vm.uid)
+    async for event in call:
+        if event.updated.uid == vm.uid and event.updated.state == vm_pb2.VM.STOPPED:
+            break
+    call.cancel()
+
+
+async def test_migration_keeps_the_connection_and_the_guest(client: Client, stage: real.Real) -> None:
+    """A migration that resets the guest, loses its connection, or lets two copies write."""
+    vm = await made(client, "move-1")
+    async with stage.watch(vm) as watched:
+        await watched.settle()
+        for _ in range(3):
+            done = await client.wait(await client.migrate("move-1"))
+            assert done.state == SUCCEEDED, done.error.message
+        await watched.settle()
+        seen = watched.seen()
+    assert (seen.sequence_gaps, seen.reconnects, seen.boot_ids) == (0, 0, 1)
+    moved = await client.vm("move-1")
+    assert moved.epoch == vm.epoch + 3
+
+
+async def test_the_driving_replica_is_killed_in_the_copy(client: Client, stage: real.Real) -> None:
+    """An operation that does not survive the replica that drove it."""
+    vm = await made(client, "drive-1")
+    async with stage.watch(vm) as watched:
+        await watched.settle()
+        operation = await client.migrate("drive-1", bandwidth_mib_s=SLOW_MIB_S)
+        copying = await client.until_phase(operation, "COPYING")
+        driver = copying.phases[-1].driver
+        victim = driver.partition("@")[0]
+        await stage.kill_replica(victim)
+        other = stage.client("s2" if victim == "s1" else "s1")
+        done = await other.wait(operation)
+        await watched.settle()
+        seen = watched.seen()
+    assert done.state == SUCCEEDED, done.error.message
+    assert {entry.phase: entry.driver for entry in done.phases}["COMMITTED"] != driver
+    assert (seen.sequence_gaps, seen.boot_ids) == (0, 1)
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_an_agent_is_killed_in_the_copy(end: str, client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """A guest that is lost, or an operation in limbo, because an agent died."""
+    vm = await made(client, f"agent-{end}")
+    vm_id = vm.name.removeprefix("vms/")
+    async with stage.watch(vm) as watched:
+        await watched.settle()
+        operation = await client.migrate(vm_id, bandwidth_mib_s=SLOW_MIB_S)
+        copying = await client.until_phase(operation, "COPYING")
+        node = copying.migration.source_node if end == "source" else copying.migration.destination_node
+        cluster.supervisor.send_signal(node.removeprefix("nodes/"), signal.SIGKILL)
+        done = await client.wait(operation)
+        await watched.settle()
+        seen = watched.seen()
+    after = await client.vm(vm_id)
+    assert after.state == vm_pb2.VM.RUNNING
+    assert after.node == (copying.migration.destination_node if done.state == SUCCEEDED else copying.migration.source_node)
+    assert (seen.sequence_gaps, seen.boot_ids) == (0, 1)
+
+
+async def test_the_sources_libvirtd_is_killed_in_the_copy(client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """A libvirtd that dies takes the guest with it, or its agent does not find it again."""
+    vm = await made(client, "libvirtd-1")
+    async with stage.watch(vm) as watched:
+        await watched.settle()
+        operation = await client.migrate("libvirtd-1", bandwidth_mib_s=SLOW_MIB_S)
+        copying = await client.until_phase(operation, "COPYING")
+        host = cluster.lab.hosts[copying.migration.source_node.removeprefix("nodes/")]
+        faults.kill(host.daemon_process("libvirtd"))
+        await asyncio.to_thread(host.start_libvirt)
+        done = await client.wait(operation)
+        await watched.settle()
+        seen = watched.seen()
+    after = await client.vm("libvirtd-1")
+    assert after.state == vm_pb2.VM.RUNNING
+    assert after.node == (copying.migration.destination_node if done.state == SUCCEEDED else copying.migration.source_node)
+    assert (seen.sequence_gaps, seen.boot_ids) == (0, 1)
+    await client.until_ready(3)
+
+
+async def test_a_hung_libvirtd_never_hangs_its_agent(client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """An agent that stops answering because its hypervisor does."""
+    await client.until_ready(3)
+    host = cluster.lab.hosts["n2"]
+    channel = channels.to_node(stage.material, "n2", f"{host.address}:7500")
+    stub = host_pb2_grpc.HostServiceStub(channel)
+    with faults.frozen(host.daemon_process("libvirtd")):
+        async with asyncio.timeout(20):
+            while not (answer := await stub.GetHost(host_pb2.GetHostRequest(), timeout=CALL_S)).stale:
+                pass
+        assert answer.reason
+    async with asyncio.timeout(BACK_S):
+        while (await stub.GetHost(host_pb2.GetHostRequest(), timeout=CALL_S)).stale:
+            pass
+    await channel.close()
+    await client.until_ready(3)
+
+
+async def test_what_was_acknowledged_outlives_kill_9(client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """An accepted create that is lost with the replica, the etcd member or the agent that knew of it."""
+    operation = await client.create("ack-1", memory_mib=128)
+    cluster.supervisor.send_signal("s1", signal.SIGKILL)
+    cluster.etcd.kill_member(cluster.etcd.members[0].name)
+    cluster.supervisor.send_signal("n1", signal.SIGKILL)
+    done = await stage.client("s2").wait(operation)
+    assert done.state == SUCCEEDED, done.error.message
+    cluster.etcd.start_member(cluster.etcd.members[0].name)
+    await asyncio.to_thread(cluster.etcd.wait_healthy, cluster.etcd.members[0].name)
+    for unit in ("s1", "n1"):
+        await cluster.supervisor.wait_for_state(unit, State.ACTIVE, BACK_S, starts=2)
+    await client.until_ready(3)
