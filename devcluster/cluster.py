@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nodeagent.adapters.state_directory import StateDirectory
-
 from hostler.server import pki
 from hostler.server.clock import Clock, SystemClock
 from hostler.server.identity import Principal, PrincipalKind
@@ -24,6 +22,7 @@ from nodeagent.adapters.sim_storage import SimFileSystem
 from nodeagent.adapters.sim_tunnel import SimTunnel
 from nodeagent.adapters.sim_volumes import SimVolumes
 from nodeagent.adapters.sim_world import SimWorld
+from nodeagent.adapters.state_directory import StateDirectory
 from nodeagent.core.ledger import CapacityCap
 from nodeagent.engine.vms import Offer
 from scheduler import app as scheduler_app
