@@ -14,7 +14,6 @@ import grpc.aio
 import structlog
 
 from hostler.api.node.v1 import host_pb2_grpc
-from hostler.internal.v1 import agent_pb2_grpc, peer_pb2_grpc
 from hostler.server import channels
 from hostler.server.clock import Clock, IdSource, SystemClock, SystemIds
 from hostler.server.notify import Notifier
@@ -30,11 +29,15 @@ from nodeagent.core.ledger import CapacityCap
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.inventory import Inventory
+from nodeagent.engine.journal import Journal
 from nodeagent.engine.link import Link
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.outgoing import OutgoingHandoffs
+from nodeagent.engine.standalone import StandaloneHost
+from nodeagent.engine.views import HeldVMs, VMViews
 from nodeagent.engine.vms import HostVMs, Offer
 from nodeagent.ports import HostFacts, Hypervisor, OwnerAuthority, StateFiles, Tunnel, Volumes
+from nodeagent.rpc import serving
 from nodeagent.rpc.agent import AgentService
 from nodeagent.rpc.host import HostService
 from nodeagent.rpc.peer import PeerService
@@ -106,7 +109,8 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     """Serve until `shutdown`; `ready(port)` is called once the agent answers (and, in a cluster, has registered)."""
     clock, connections = node.clock, [channels.to_scheduler(node.tls.material, endpoint) for endpoint in node.schedulers]
     scheduler = GrpcScheduler(node.node_id, connections) if connections else None
-    authority: OwnerAuthority = scheduler or LocalAuthority(node.node_id)
+    local = LocalAuthority(node.node_id)
+    authority: OwnerAuthority = scheduler or local
     state, observer = HostState(parts.files), Observer(parts.hypervisor)
     vms = HostVMs(node.node_id, parts.hypervisor, parts.volumes, parts.facts, authority, state, observer, node.offer)
     incoming = IncomingHandoffs(
@@ -119,8 +123,19 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     server = build_server(
         cluster=node.tls.material.principal.cluster, access=ACCESS, clock=clock, ids=node.ids, insecure=bool(node.insecure_listen)
     )
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(node.node_id, vms, incoming, outgoing, state), server.grpc_server)
-    peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(incoming, state), server.grpc_server)
+    standalone: StandaloneHost | None = None
+    if scheduler is not None:
+        views = VMViews(HeldVMs(node.node_id, state), vms, observer, node.ids.uuid())
+        agent_service = AgentService(node.node_id, vms, incoming, outgoing, state)
+        serving.in_cluster(server.grpc_server, views, agent_service, PeerService(incoming, state), node.schedulers)
+    else:
+        journal = Journal(parts.files, clock)
+        await journal.recover()
+        standalone = StandaloneHost(
+            node.node_id, journal, vms, parts.volumes, parts.facts, state, observer, local.epochs, clock, node.ids.uuid()
+        )
+        views = standalone.views
+        serving.standalone(server.grpc_server, standalone, clock, node.ids)
     host_pb2_grpc.add_HostServiceServicer_to_server(HostService(inventory, node.advertise, clock), server.grpc_server)
     port = _listen(server, node)
     endpoint = f"{node.advertise.rpartition(':')[0]}:{port}" if node.advertise.endswith(":0") else node.advertise
@@ -129,7 +144,11 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
             loops = [
                 start(group, "observer", observer.run, clock=clock),
                 start(group, "outgoing handoffs", outgoing.run, clock=clock),
+                start(group, "views", views.run, clock=clock),
             ]
+            if standalone is not None:
+                loops.append(start(group, "journal", standalone.journal.run, clock=clock))
+                loops.append(start(group, "operations", standalone.run, clock=clock))
             await server.start()
             await server.set_serving(True)
             if scheduler is not None:

@@ -7,6 +7,7 @@ charges of all definitions, incoming ones included, are never above allocatable 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from hostler.errors import NoCapacity, Reason, Violation
 from hostler.model.domain import DomainSpec
 from hostler.model.quantities import CPU_MILLI, Quantities, Shortfall, at_least_zero, memory_key, minus, plus, pool_key, shortfalls, total
 from nodeagent.core.observed import DomainView, HostTotals, PoolView
@@ -63,6 +64,18 @@ def account(
 def misfit(accounts: Account, spec: DomainSpec) -> tuple[Shortfall, ...]:
     """What of the VM's charge is more than what is free; empty means that it fits."""
     return shortfalls(spec.charged, accounts.free)
+
+
+def no_room(node_id: str, vm_id: str, short: Iterable[Shortfall]) -> NoCapacity:
+    """The refusal, with the figures."""
+    short = tuple(short)
+    detail = ", ".join(f"{s.key} short by {s.missing} (needs {s.needed}, free {s.free})" for s in short)
+    return NoCapacity(
+        Reason.NODE_CAPACITY_EXCEEDED,
+        f"{node_id} cannot take {vm_id}: {detail}.",
+        "Choose a smaller size, or free capacity on this node.",
+        violations=tuple(Violation(f"nodes/{node_id}", f"{s.key} short by {s.missing}") for s in short),
+    )
 
 
 def _reserved(totals: HostTotals, cap: CapacityCap, reserve_mib: int) -> Mapping[str, int]:

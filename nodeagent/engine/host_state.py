@@ -5,11 +5,12 @@ One object per agent, owned by `app`. Locks: `vm_lock` orders everything done to
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
 
+from hostler.model.quantities import Quantities
 from nodeagent.core.definitions import Definition, Incoming, Outgoing
 from nodeagent.ports import StateFiles
 
@@ -29,9 +30,15 @@ class HostState:
         self._outgoing = _decoded(files.load(OUTGOING), Outgoing)
         self._vm_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ledger_lock = asyncio.Lock()
+        self.more_charges: Callable[[], Iterable[Quantities]] = tuple
+        """What is promised and no definition carries: a standalone host's volumes, and VMs that it has accepted and not defined yet."""
 
     def vm_lock(self, vm_uid: str) -> asyncio.Lock:
         return self._vm_locks[vm_uid]
+
+    def charges(self) -> list[Quantities]:
+        """Everything that this host has promised, now."""
+        return [*(definition.spec.charged for definition in self._definitions.values()), *self.more_charges()]
 
     @property
     def definitions(self) -> Mapping[str, Definition]:

@@ -75,8 +75,7 @@ class Inventory:
         if self._last is not None:
             return replace(self._last, hypervisor_down=True, reason=reason, vms=statuses)
         totals = await self._facts.totals()
-        charges = [definition.spec.charged for definition in self._state.definitions.values()]
-        now = account(totals, await self._volumes.pools(), self._offer.cap, self._offer.reserve_mib, [], charges)
+        now = account(totals, await self._volumes.pools(), self._offer.cap, self._offer.reserve_mib, [], self._state.charges())
         return NodeReport(
             node_id=self._node_id,
             total=now.total,

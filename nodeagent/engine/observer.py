@@ -33,6 +33,7 @@ class Observer:
         self._hypervisor = hypervisor
         self._seen: defaultdict[str, Seen] = defaultdict(Seen)
         self.changed = asyncio.Event()
+        self._watchers: set[asyncio.Event] = set()
 
     def seen(self, vm_uid: str) -> Seen:
         return self._seen[vm_uid]
@@ -52,12 +53,24 @@ class Observer:
         finally:
             self._seen[vm_uid].wakers.discard(waker)
 
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever anything happens to any VM."""
+        watcher = asyncio.Event()
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
     async def run(self) -> None:
         async for event in self._hypervisor.events():
             self._take(event)
 
     def _take(self, event: DomainEvent) -> None:
         self.changed.set()
+        for watcher in self._watchers:
+            watcher.set()
         if not event.vm_uid:
             for seen in self._seen.values():
                 seen.switched = False  # a RESUMED may have been missed: from now on libvirt is asked

@@ -8,13 +8,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from hostler.errors import Conflict, FailedPrecondition, NoCapacity, NotFound, Reason, Violation
+from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
 from hostler.model.copy import Copy
 from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
 from hostler.model.owner import may_run
 from nodeagent.core.definitions import Command, Definition, EpochVerdict, judge_epoch
-from nodeagent.core.ledger import Account, CapacityCap, account, misfit
+from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
 from nodeagent.core.observed import CopyTag, DomainView, Power
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
@@ -92,7 +92,7 @@ class HostVMs:
             self._offer.cap,
             self._offer.reserve_mib,
             [domain for domain in domains if domain.tag is None],
-            [definition.spec.charged for definition in self._state.definitions.values()],
+            self._state.charges(),
         )
 
     async def admit(self, definition: Definition) -> None:
@@ -101,13 +101,7 @@ class HostVMs:
             if definition.spec.vm_uid not in self._state.definitions:
                 short = misfit(await self.account(), definition.spec)
                 if short:
-                    detail = ", ".join(f"{s.key} short by {s.missing} (needs {s.needed}, free {s.free})" for s in short)
-                    raise NoCapacity(
-                        Reason.NODE_CAPACITY_EXCEEDED,
-                        f"{self._node_id} cannot take {definition.spec.vm_id}: {detail}.",
-                        "Choose a smaller size, or free capacity on this node.",
-                        violations=tuple(Violation(f"nodes/{self._node_id}", f"{s.key} short by {s.missing}") for s in short),
-                    )
+                    raise no_room(self._node_id, definition.spec.vm_id, short)
             await self._state.keep_definition(definition)
 
     # ---- the life of a VM

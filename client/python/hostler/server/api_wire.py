@@ -12,7 +12,7 @@ from hostler.api.type.v1 import operation_pb2, vm_pb2, volume_pb2
 from hostler.errors import Reason, Violation, invalid
 from hostler.model.journal import Request, can_cancel
 from hostler.model.owner import OwnerState
-from hostler.model.records import Observed, OperationRecord, StoredError, VMRecord, VolumeRecord
+from hostler.model.records import Observed, OperationRecord, StoredError, Verb, VMRecord, VolumeRecord
 from hostler.model.wishes import ExistingDisk, NewDisk, WishedNic, WishedVM
 from hostler.rpc_status import to_status
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, quantities_to_wire
@@ -82,6 +82,11 @@ def volume_to_wire(volume: VolumeRecord, etag: str) -> volume_pb2.Volume:
     )
 
 
+def collection_of(verb: Verb) -> str:
+    """What operations of this verb are done to."""
+    return "volumes" if verb in (Verb.CREATE_VOLUME, Verb.DELETE_VOLUME) else "vms"
+
+
 def operation_to_wire(
     operation: OperationRecord,
     vm: vm_pb2.VM | None = None,
@@ -89,11 +94,10 @@ def operation_to_wire(
     progress: operation_pb2.Operation.Progress | None = None,
 ) -> operation_pb2.Operation:
     """The operation as the API shows it; `vm` is how its `final_vm` is to be shown (the daemons know its etag and staleness)."""
-    collection = "volumes" if operation.verb.value.endswith("Volume") else "vms"
     message = operation_pb2.Operation(
         name=f"operations/{operation.operation_id}",
         verb=operation.verb.value,
-        target=f"{collection}/{operation.target_id}",
+        target=f"{collection_of(operation.verb)}/{operation.target_id}",
         state=operation_pb2.Operation.State.Value(operation.state.value),
         phase=operation.phase,
         reason=waiting_for or operation.reason,
