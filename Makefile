@@ -28,7 +28,7 @@ generate: setup ## write the API code from the .proto files
 	$(PY) deploy/generate_api.py
 
 check: lint types proto-lint ## lint, types, contracts, unit, golden, rpc; no root, < 2 minutes
-	pytest -q -m "not lab and not etcd and not slow"
+	pytest -q -n 4 -m "not lab and not etcd and not slow"
 
 test: check ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
 	pytest -q -m "(lab or etcd) and not slow"
