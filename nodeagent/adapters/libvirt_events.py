@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
+from enum import Enum, auto
 from typing import Any
 
 import libvirt
@@ -116,6 +117,13 @@ class Subscription(AsyncGenerator[DomainEvent, None]):
         raise StopAsyncIteration
 
 
+class _End(Enum):
+    """Of a domain that we destroy: not told yet, or told by us before libvirt did."""
+
+    EXPECTED = auto()
+    TOLD = auto()
+
+
 class EventHub:
     """Fan-out of one hypervisor's events to readers that may be `limit` behind. `now_ms` is the wall clock, called in libvirt's thread."""
 
@@ -124,18 +132,34 @@ class EventHub:
         self._now_ms = now_ms
         self._guard = threading.Lock()
         self._readers: weakref.WeakSet[Subscription] = weakref.WeakSet()
-        self._expected: set[str] = set()
+        self._ends: dict[str, _End] = {}
 
     def expect_end(self, vm_uid: str) -> None:
-        """We take its power: its end is no crash, though libvirt, which may hear of the death first, often says so."""
-        self._expected.add(vm_uid)
+        """We are about to take its power: its end is no crash, though libvirt often says so when it hears of the death first."""
+        with self._guard:
+            self._ends[vm_uid] = _End.EXPECTED
 
-    def take_expected(self, vm_uid: str) -> bool:
-        """Whether this end (or start: then nothing is expected any more) was expected; asked once."""
-        if vm_uid not in self._expected:
-            return False
-        self._expected.discard(vm_uid)
-        return True
+    def end_seen(self, vm_uid: str) -> None:
+        """It is gone. libvirt says nothing about a domain that ends while a restarted libvirtd finds it again, so we say it if nobody has."""
+        with self._guard:
+            untold = self._ends.get(vm_uid) is _End.EXPECTED
+            if untold:
+                self._ends[vm_uid] = _End.TOLD
+        if untold:
+            self.publish(EventKind.STOPPED, vm_uid)
+
+    def forget_end(self, vm_uid: str) -> None:
+        """It lives, or lives again."""
+        with self._guard:
+            self._ends.pop(vm_uid, None)
+
+    def judged_end(self, vm_uid: str, said: EventKind) -> EventKind | None:
+        """What libvirt's word about an end means; None: readers have been told."""
+        with self._guard:
+            end = self._ends.pop(vm_uid, None)
+        if end is _End.TOLD:
+            return None
+        return EventKind.STOPPED if end is _End.EXPECTED and said is EventKind.CRASHED else said
 
     def subscribe(self) -> Subscription:
         reader = Subscription(self._leave, self._now_ms, self._limit)
@@ -190,7 +214,7 @@ class EventFeed:
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
                 self._note_arriving(uuid, detail == libvirt.VIR_DOMAIN_EVENT_STARTED_MIGRATED)
-                self._hub.take_expected(uuid)
+                self._hub.forget_end(uuid)
                 return EventKind.STARTED
             case libvirt.VIR_DOMAIN_EVENT_SUSPENDED if detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
                 return EventKind.SWITCHED
@@ -204,8 +228,7 @@ class EventFeed:
                 return EventKind.RESUMED
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 self._note_arriving(uuid, False)
-                kind = _STOPPED_KINDS.get(detail, EventKind.STOPPED)
-                return EventKind.STOPPED if self._hub.take_expected(uuid) and kind is EventKind.CRASHED else kind
+                return self._hub.judged_end(uuid, _STOPPED_KINDS.get(detail, EventKind.STOPPED))
             case libvirt.VIR_DOMAIN_EVENT_CRASHED:
                 return EventKind.CRASHED
             case _:

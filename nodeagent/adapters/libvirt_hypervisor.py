@@ -62,6 +62,8 @@ LONG_CALLS_MAX = 4
 CONNECTIONS_MAX = 8
 RECONNECT_FIRST_S, RECONNECT_LIMIT_S = 0.2, 5.0
 
+_NOT_OURS_CODES = frozenset({libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID})
+"""Of virDomainGetMetadata: there is none of ours, or the (transient) domain has just ended and libvirt is about to forget it."""
 _NO_JOB_CODES = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED})
 """Of virDomainGetJobStats where no job can be: not running, or the destination of a migration."""
 _RECORDED_POWERS = {"running": Power.RUNNING, "paused": Power.PAUSED, "shutdown": Power.SHUTTING_DOWN, "crashed": Power.CRASHED}
@@ -286,6 +288,10 @@ class LibvirtHypervisor:
         """libvirt's own way first, which lets QEMU flush; by signal at once where QEMU is stopped, because libvirt would wait 12 s for it."""
         if self._processes.pid(vm_uid):
             self._hub.expect_end(vm_uid)
+        await self._destroy(vm_uid)
+        self._hub.end_seen(vm_uid)
+
+    async def _destroy(self, vm_uid: str) -> None:
         if not self._processes.is_frozen(vm_uid):
             try:
                 await self._act("destroy", vm_uid, lambda connection: _destroy(connection, vm_uid), DESTROY_DEADLINE_S)
@@ -395,7 +401,7 @@ def _ours(connection: libvirt.virConnect, vm_uid: str) -> libvirt.virDomain | No
         if domain is not None:
             domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, domain_xml.NAMESPACE)
     except libvirt.libvirtError as err:
-        if libvirt_errors.is_absent(err) or err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+        if libvirt_errors.is_absent(err) or err.get_error_code() in _NOT_OURS_CODES:
             return None
         raise
     return domain

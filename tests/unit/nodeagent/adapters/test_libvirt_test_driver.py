@@ -122,6 +122,27 @@ async def test_a_reader_that_went_away_costs_nothing_and_one_that_is_late_looks_
         await anext(gone)
 
 
+async def test_an_end_that_we_asked_for_is_told_once_and_is_no_crash() -> None:
+    """libvirt may call it a crash, or say nothing at all, or say it late."""
+    hub = EventHub(lambda: 5)
+    reader = hub.subscribe()
+    hub.expect_end("called a crash")
+    assert hub.judged_end("called a crash", EventKind.CRASHED) is EventKind.STOPPED
+    hub.end_seen("called a crash")
+    hub.expect_end("not mentioned")
+    hub.end_seen("not mentioned")
+    assert hub.judged_end("not mentioned", EventKind.STOPPED) is None
+    hub.expect_end("started again")
+    hub.end_seen("started again")
+    hub.forget_end("started again")
+    assert hub.judged_end("started again", EventKind.CRASHED) is EventKind.CRASHED
+    hub.expect_end("migrated")
+    assert hub.judged_end("migrated", EventKind.STOPPED_MIGRATED) is EventKind.STOPPED_MIGRATED
+    told = [(await anext(reader)).vm_uid for _ in range(2)]
+    assert told == ["not mentioned", "started again"]
+    await reader.aclose()
+
+
 async def test_a_libvirt_that_is_not_there_is_unavailable() -> None:
     """A missing socket is a state to wait out, not a crash of the agent."""
     settings = LibvirtSettings(uri="qemu+unix:///system?socket=/nonexistent/libvirt.sock")
