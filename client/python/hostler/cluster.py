@@ -17,7 +17,7 @@ from hostler.api.type.v1.node_pb2 import Node
 from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
 from hostler.api.type.v1.volume_pb2 import Volume
-from hostler.connection import CALL_S, Connection, Settings, settings
+from hostler.connection import Connection, Settings, settings
 from hostler.errors import Violation, invalid
 from hostler.operations import OperationHandle
 from hostler.watch import NodeEvent, VMEvent, watch_nodes, watch_vms
@@ -30,12 +30,13 @@ def connect(
     key: str | Path | None = None,
     ca: str | Path | None = None,
     insecure: bool | None = None,
-    call_s: float = CALL_S,
+    call_s: float | None = None,
 ) -> "Cluster":
     """A cluster to use in `async with`. `endpoints`: host:port of the scheduler replicas, comma separated or a list; certificates as PEM files.
 
-    What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA and HOSTLER_INSECURE. A call that
-    no replica answers is given up after `call_s`. Nothing is dialled before the first call. Raises InvalidRequest if something is missing.
+    What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA and HOSTLER_INSECURE. A call that no replica answers is
+    given up after `call_s` (HOSTLER_CALL_TIMEOUT, else 15 s). Nothing is dialled before the first call. Raises InvalidRequest if something is
+    missing.
     """
     return Cluster(settings(endpoints, cert=cert, key=key, ca=ca, insecure=insecure, call_s=call_s))
 

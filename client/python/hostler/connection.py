@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 SERVER_NAME = "scheduler.hostler.internal"
 """What every replica's certificate says, whatever address is dialled."""
 
-CALL_S = 30.0
+CALL_S = 15.0
 """A call with all its repeats, unless the settings say otherwise."""
+MAX_CALL_S = 300.0
+"""Servers end a unary call after this."""
 ATTEMPTS_IN_TIME = 3
 """A replica that hangs gets this part of the time: enough is left to ask two others."""
 RECONNECT_S = 60.0
@@ -79,10 +81,12 @@ def settings(
     key: str | Path | None = None,
     ca: str | Path | None = None,
     insecure: bool | None = None,
-    call_s: float = CALL_S,
+    call_s: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA, HOSTLER_INSECURE. Raises InvalidRequest."""
+    """What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA, HOSTLER_INSECURE; `call_s` from
+    HOSTLER_CALL_TIMEOUT, else CALL_S. Raises InvalidRequest.
+    """
     env = os.environ if environment is None else environment
     given = endpoints if endpoints else env.get("HOSTLER_ENDPOINT", "")
     listed = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given) if part.strip())
@@ -95,9 +99,20 @@ def settings(
     for one in listed:
         if not one.rpartition(":")[0] or not one.rpartition(":")[2].isdigit():
             raise _unusable("endpoint", f"{one!r} is not host:port", "Give the scheduler's address and port, as in 10.0.0.1:7443.")
+    call_s = call_s or _seconds(env.get("HOSTLER_CALL_TIMEOUT", ""))
     if insecure:
         return Settings(listed, insecure=True, call_s=call_s)
     return Settings(listed, _file("cert", cert, env), _file("key", key, env), _file("ca", ca, env), call_s=call_s)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or CALL_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= MAX_CALL_S:
+        raise _unusable("call timeout", f"{text!r} is no number of seconds", f"Set HOSTLER_CALL_TIMEOUT to at most {MAX_CALL_S:g}.")
+    return seconds
 
 
 def _file(name: str, value: str | Path | None, env: Mapping[str, str]) -> Path:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from hostler.cluster import Cluster
     from hostler.operations import OperationHandle
 
-CALL_S = 10.0
-"""A person waits no longer than this for a cluster that does not answer."""
-
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say whether it would be accepted; change nothing.")]
 Wait = Annotated[bool, typer.Option("--wait/--async", help="Wait for the end, or return once it is accepted.")]
@@ -71,7 +68,7 @@ def run(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> Non
 async def _connected(target: Target, work: "Callable[[Cluster], Awaitable[None]]") -> None:
     from hostler.cluster import connect
 
-    async with connect(target.endpoint, cert=target.cert, key=target.key, ca=target.ca, insecure=target.insecure, call_s=CALL_S) as cluster:
+    async with connect(target.endpoint, cert=target.cert, key=target.key, ca=target.ca, insecure=target.insecure) as cluster:
         await work(cluster)
 
 
