@@ -1,0 +1,143 @@
+"""The SDK when a replica is lost: nothing happens twice, nothing is missed, nobody has to begin again."""
+
+import asyncio
+
+import hostler
+from devcluster.cluster import DevCluster
+from hostler.cluster import Cluster
+from tests.rpc.sdk.conftest import CLI_S, DISK, Connect, made, until_ready
+from tests.rpc.sdk.lossy_proxy import lossy_proxy
+
+
+def asked_first(sdk: Cluster, cluster: DevCluster) -> str:
+    """The replica that the SDK would ask now."""
+    endpoint = sdk._connection.replica.endpoint
+    return next(name for name, daemon in cluster.schedulers.items() if endpoint.endswith(f":{daemon.port}"))
+
+
+async def test_a_wait_survives_the_loss_of_the_replica_it_listens_to(sdk: Cluster, cluster: DevCluster) -> None:
+    """A wait that fails, or hangs, because the replica it listens to was killed."""
+    vm = await made(sdk, "web-1", memory_mib=4096)
+    boot_id = cluster.world.guest(vm.uid).boot_id
+    copying = asyncio.Event()
+
+    def heard(operation: hostler.Operation) -> None:
+        if operation.phase == "COPYING":
+            copying.set()
+
+    handle = await sdk.migrate_vm("web-1")
+    listened = asked_first(sdk, cluster)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(handle.wait(CLI_S, heard), name="wait")
+        await copying.wait()
+        await cluster.schedulers[listened].kill()
+    assert waiting.result().vm.node != vm.node
+    assert asked_first(sdk, cluster) != listened
+    assert cluster.world.guest(vm.uid).boot_id == boot_id
+
+
+async def test_an_answer_that_is_lost_makes_one_vm(cluster: DevCluster, connected: Connect) -> None:
+    """A repeat under another request_id: a second VM, or an error about a VM that the caller made itself."""
+    first, second = cluster.endpoints
+    direct: Cluster = await connected((second,))
+    await until_ready(direct, len(cluster.agents))
+    async with lossy_proxy(int(first.rpartition(":")[2])) as proxy:
+        sdk: Cluster = await connected((proxy.endpoint, second))
+        assert [vm async for vm in sdk.list_vms()] == []
+        proxy.swallow_answers = True
+        async with asyncio.TaskGroup() as group:
+            creating = group.create_task(sdk.create_vm("web-1", **DISK), name="create")
+            uid = await appeared(direct, "vms/web-1")
+            assert not creating.done()
+            proxy.cut()
+        done = await creating.result().wait(CLI_S)
+    assert done.vm.uid == uid
+    assert [operation.verb async for operation in direct.list_operations()] == ["CreateVM"]
+
+
+async def appeared(sdk: Cluster, name: str) -> str:
+    """The VM's uid, as soon as there is one."""
+    events = sdk.watch_vms()
+    try:
+        async for event in events:
+            if isinstance(event, hostler.Updated) and event.resource.name == name:
+                return event.resource.uid
+    finally:
+        await events.aclose()
+    raise AssertionError("a watch ended by itself")
+
+
+async def test_a_replica_that_hangs_does_not_use_up_the_time(cluster: DevCluster, connected: Connect) -> None:
+    """A call that waits for its whole deadline on a replica that takes connections and says nothing."""
+    async with lossy_proxy(int(cluster.endpoints[0].rpartition(":")[2])) as proxy:
+        proxy.swallow_answers = True
+        sdk: Cluster = await connected((proxy.endpoint, cluster.endpoints[1]), call_s=3.0)
+        assert [flavor async for flavor in sdk.list_flavors()] == []
+
+
+async def test_a_watch_goes_on_without_a_gap(sdk: Cluster, cluster: DevCluster, connected: Connect) -> None:
+    """A change that happened while no replica was listened to and is never told, or a listing told again as if it were news."""
+    await made(sdk, "web-1")
+    events = sdk.watch_vms()
+    try:
+        async for event in events:
+            if isinstance(event, hostler.Bookmark):
+                break
+        listened = asked_first(sdk, cluster)
+        await cluster.schedulers.pop(listened).kill()
+        other: Cluster = await connected(cluster.endpoints)
+        await made(other, "web-2")
+        await (await other.delete_vm("web-1", force=True)).wait(CLI_S)
+        told: list[object] = []
+        async with asyncio.timeout(CLI_S):
+            async for event in events:
+                told.append(event)
+                if isinstance(event, hostler.Deleted):
+                    break
+    finally:
+        await events.aclose()
+    assert [event for event in told if isinstance(event, hostler.Resync)] == []
+    updated = [event.resource for event in told if isinstance(event, hostler.Updated)]
+    assert any(vm.name == "vms/web-2" for vm in updated)
+    assert all(event.resume_token for event in told if isinstance(event, hostler.Updated))
+    assert isinstance(told[-1], hostler.Deleted)
+    assert told[-1].name == "vms/web-1"
+
+
+async def test_a_token_that_is_too_old_says_so_and_tells_everything(sdk: Cluster, cluster: DevCluster, connected: Connect) -> None:
+    """Changes that are skipped in silence because nobody remembers them."""
+    events = sdk.watch_vms()
+    first = await anext(events)
+    await events.aclose()
+    assert isinstance(first, hostler.Bookmark)
+    await made(sdk, "web-1")
+    young = await cluster.start_scheduler("s3")
+    fresh: Cluster = await connected((f"127.0.0.1:{young.port}",))
+    again = fresh.watch_vms(first.resume_token)
+    try:
+        async with asyncio.timeout(CLI_S):
+            told = [await anext(again) for _ in range(3)]
+    finally:
+        await again.aclose()
+    assert isinstance(told[0], hostler.Resync)
+    assert isinstance(told[1], hostler.Updated)
+    assert told[1].resource.name == "vms/web-1"
+    assert isinstance(told[2], hostler.Bookmark)
+
+
+async def test_a_watch_of_nodes_begins_anew_on_another_replica(sdk: Cluster, cluster: DevCluster) -> None:
+    """Health that changed between two replicas and is never told, because a token says nothing about health."""
+    events = sdk.watch_nodes()
+    try:
+        async with asyncio.timeout(CLI_S):
+            async for event in events:
+                if isinstance(event, hostler.Bookmark):
+                    break
+            await cluster.schedulers[asked_first(sdk, cluster)].kill()
+            told = [await anext(events)]
+            while not isinstance(told[-1], hostler.Bookmark):
+                told.append(await anext(events))
+    finally:
+        await events.aclose()
+    told = told[next(index for index, event in enumerate(told) if isinstance(event, hostler.Resync)) :]
+    assert {event.resource.name for event in told if isinstance(event, hostler.Updated)} == {"nodes/n1", "nodes/n2", "nodes/n3"}
