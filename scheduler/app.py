@@ -110,6 +110,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     api = Api(
         status.cluster_id,
         replica.store,
+        nodes,
         mirror,
         writer,
         liveness,

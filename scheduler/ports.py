@@ -271,6 +271,9 @@ class NodeGateway(Protocol):
 
     async def forget(self, node_id: str, order: Order) -> None: ...
 
+    async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
+        """What is true of the VM on that node now."""
+
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
 
     async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport: ...

@@ -214,7 +214,7 @@ class HostVMs:
                     Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}."
                 )
             case EpochVerdict.NEWER:
-                definition = replace(definition, epoch=command.epoch, operation_id=command.operation_id)
+                definition = replace(definition, epoch=command.epoch, operation_id=command.operation_id, incoming=False)
                 await self._state.keep_definition(definition)
             case EpochVerdict.CURRENT:
                 pass

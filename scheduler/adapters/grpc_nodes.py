@@ -65,6 +65,10 @@ class GrpcNodes:
         request = agent_pb2.ForgetVMRequest(command=_command(order))
         await self._ask(node_id, lambda stub: stub.ForgetVM(request, timeout=QUICK_S))
 
+    async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
+        request = agent_pb2.InspectVMRequest(vm_uid=vm_uid)
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.InspectVM(request, timeout=QUICK_S)))
+
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
         request = agent_pb2.PrepareIncomingRequest(command=_command(order), domain=domain_to_wire(domain), source_node_id=source_node_id)
         answer = await self._ask(node_id, lambda stub: stub.PrepareIncoming(request, timeout=SLOW_S))

@@ -241,5 +241,26 @@ def finish_migration(state: ClusterState, operation_id: str, figures: Migration,
     )
 
 
+def finish_lost(state: ClusterState, operation_id: str, error: StoredError, by: By) -> Transaction | None:
+    """The copy was lost after the commit (the destination was restarted) and the source's is dead: nothing runs anywhere, and that is certain.
+
+    The VM stays with its new owner, stopped; its memory is lost, its disks are not.
+    """
+    kept = in_phase(state, operation_id, COMMITTED)
+    if kept is None or kept.record.migration is None:
+        return None
+    migration, vm = kept.record.migration, state.vms[kept.record.target_id]
+    owner = replace(vm.record.owner, state=OwnerState.STOPPED)
+    after = replace(vm.record, owner=owner, operation_id="", observed=Observed.CRASHED, reason=error.message)
+    claim = state.claims[(migration.destination_node_id, after.vm_id)]
+    settled = replace(claim.record, kind=ClaimKind.RUN, operation_id="")
+    return (
+        _put(operation_key(operation_id), kept.revision, fail(kept.record, error, by.driver, by.now_ms))
+        .and_then(_put(vm_key(after.vm_id), vm.revision, after))
+        .and_then(_put(claim_key(migration.destination_node_id, after.vm_id), claim.revision, settled))
+        .and_then(release_claim(state, migration.source_node_id, after.vm_id))
+    )
+
+
 def _put(key: str, revision: int, record: Record) -> Transaction:
     return Transaction({key: revision}, {key: record})

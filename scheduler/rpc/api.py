@@ -22,7 +22,7 @@ from scheduler.engine.liveness import Liveness
 from scheduler.engine.mirror import Change, Mirror, put_record
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.writer import Writer
-from scheduler.ports import RevisionCompacted, Store, StoreUnavailable
+from scheduler.ports import NodeGateway, RevisionCompacted, Store, StoreUnavailable
 from scheduler.rpc.wire import operation_to_wire
 
 BOOKMARK_S = 10.0
@@ -51,6 +51,7 @@ class Api:
 
     cluster_id: str
     store: Store
+    nodes: NodeGateway
     mirror: Mirror
     writer: Writer
     liveness: Liveness

@@ -8,7 +8,7 @@ import structlog
 
 from hostler.errors import Conflict, NotFound, PermissionDenied, Reason, Unavailable
 from hostler.internal.v1 import cluster_link_pb2, cluster_link_pb2_grpc
-from hostler.model.node import NodeReport
+from hostler.model.node import NodeReport, VMStatus
 from hostler.model.owner import OwnerRead
 from hostler.server.identity import PrincipalKind, current_principal
 from hostler.server.internal_wire import inventory_from_wire, owner_to_wire
@@ -18,7 +18,7 @@ from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import commit_handoff
 from scheduler.core.transaction import Transaction
 from scheduler.engine.liveness import INTERVAL_S
-from scheduler.ports import StoreUnavailable
+from scheduler.ports import NodeUnreachable, StoreUnavailable
 from scheduler.rpc.api import Api
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -101,9 +101,25 @@ class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
         """One small transaction each, so that one busy VM does not hold up the others; what is lost to a conflict comes with the next report."""
         for status in report.vms:
             try:
-                await self._api.writer.apply(partial(take_status, node_id=report.node_id, status=status))
-            except Conflict:
-                log.info("status of a VM was overtaken", vm_uid=status.vm_uid)
+                await self._take_status(report.node_id, status)
+            except (Conflict, NodeUnreachable) as error:
+                log.info("status of a VM was not taken", vm_uid=status.vm_uid, why=str(error))
+
+    async def _take_status(self, node_id: str, status: VMStatus) -> None:
+        """A report may be older than the operation that has just ended: before a VM is called stopped, its node is asked again, and the answer
+        counts only if nothing was written about the VM since before the question."""
+        if take_status(self._api.mirror.state, node_id, status) is None:
+            return
+        before = (await self._api.read()).vm_by_uid(status.vm_uid)
+        if before is None:
+            return
+        now = await self._api.nodes.inspect(node_id, status.vm_uid)
+
+        def decide(state: ClusterState) -> Transaction | None:
+            kept = state.vm_by_uid(status.vm_uid)
+            return take_status(state, node_id, now) if kept is not None and kept.revision == before.revision else None
+
+        await self._api.writer.apply(decide)
 
 
 def _only_itself(node_id: str) -> None:

@@ -21,7 +21,7 @@ from hostlerlab.supervisor import State, Supervisor, Unit
 CLUSTER = "lab"
 GATEWAY = "10.91.7.1"
 """The lab bridge's own address: schedulers listen here, so that hosts reach them."""
-SCHEDULER_PORT = 7400
+SCHEDULER_PORT = 7900
 AGENT_PORT = 7500
 READY_TIMEOUT_S = 60.0
 PKI_TIMEOUT_S = 60.0

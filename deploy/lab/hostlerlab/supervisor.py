@@ -273,7 +273,7 @@ class Supervisor:
         return self.folder / "log" / f"{name}.log"
 
     async def wait_for_state(self, name: str, state: State, timeout_s: float, *, starts: int = 1) -> Transition:
-        """Wait until `name` is in `state` for at least the `starts`-th time; raises `TimeoutError` with its history."""
+        """Wait until `name` is in `state` for at least the `starts`-th time. Raises `TimeoutError` with its history, at once when it has FAILED."""
 
         def reached() -> Transition | None:
             seen = [t for t in self._transitions if t.unit == name and t.state is state]
@@ -282,6 +282,8 @@ class Supervisor:
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 while (found := reached()) is None:
+                    if self._entries[name].state is State.FAILED:
+                        raise TimeoutError
                     await self._changed.wait()
                 return found
         except TimeoutError as late:

@@ -6,7 +6,7 @@ record. Before the commit every way out is ABORT, which wins or loses against th
 
 from dataclasses import replace
 
-from hostler.errors import HostlerError
+from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import Copy, HandoffReport, Stage
 from hostler.model.owner import OwnerState
 from scheduler.core.records import Migration, OperationRecord, StoredError
@@ -19,6 +19,7 @@ from scheduler.core.steps import (
     abort_handoff,
     enter_phase,
     finish_abort,
+    finish_lost,
     finish_migration,
 )
 from scheduler.engine.driving import Run, Verbs
@@ -133,7 +134,11 @@ async def _note_commit(run: Run, epoch: int) -> None:
 
 async def _finish(run: Run, migration: Migration) -> None:
     """H6 and H7: forward only."""
-    arrived = await run.nodes.finish_incoming(migration.destination_node_id, run.order())
+    try:
+        arrived = await run.nodes.finish_incoming(migration.destination_node_id, run.order())
+    except FailedPrecondition:
+        await _lost(run, migration)
+        return
     if arrived.stage is not Stage.FINISHED:
         raise NodeUnreachable(f"{migration.destination_node_id}: the copy is {arrived.copy.value.lower()}")
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
@@ -141,6 +146,18 @@ async def _finish(run: Run, migration: Migration) -> None:
         raise NodeUnreachable(f"{migration.source_node_id}: the old copy is {left.copy.value.lower()}")
     by, figures = run.by(), _figures(migration, left, arrived)
     await run.write(lambda state: finish_migration(state, run.operation_id, figures, by))
+
+
+async def _lost(run: Run, migration: Migration) -> None:
+    """The destination has nothing to resume. Once it says ABSENT, and the source that its copy is dead, the VM is stopped for certain."""
+    there = await run.nodes.inspect_handoff(migration.destination_node_id, run.order())
+    left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
+    if there.copy is not Copy.ABSENT or left.stage is not Stage.FINISHED:
+        raise NodeUnreachable(f"the copies are {there.copy.value.lower()} and {left.copy.value.lower()}")
+    by = run.by()
+    message = "The copy on the destination was lost after the handoff was committed; the guest's memory is gone, its disks are not."
+    error = StoredError("FailedPrecondition", "MIGRATION_FAILED", message, "Start the VM.")
+    await run.write(lambda state: finish_lost(state, run.operation_id, error, by))
 
 
 def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) -> Migration:
