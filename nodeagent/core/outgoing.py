@@ -87,8 +87,14 @@ def _go_on(evidence: Evidence) -> Act:
     if evidence.copying is Copying.NOT_BEGUN and not evidence.frozen and evidence.copy is Copy.RUNNING:
         return Act.BEGIN_COPY
     if evidence.arrived or evidence.frozen or evidence.copying is Copying.RETURNED:
-        return Act.WAIT if evidence.lockless else _inspect(evidence)
+        return _await_word(evidence) if evidence.lockless else _inspect(evidence)
     return Act.WAIT if evidence.copying is Copying.RUNNING else Act.FAIL
+
+
+def _await_word(evidence: Evidence) -> Act:
+    """Without locks only the hypervisor's word counts, that it migrated away. It can still come while the call runs, or the copy is switched over."""
+    to_come = evidence.copying in (Copying.RUNNING, Copying.RETURNED) or evidence.copy is Copy.SWITCHED
+    return Act.WAIT if to_come else Act.FAIL
 
 
 def _inspect(evidence: Evidence) -> Act:
