@@ -56,7 +56,9 @@ class SimVolumes:
         image: SimFile | None = file_system.files.get(f"{IMAGES}{volume.image}.qcow2")
         if image is None:
             raise PoolMissing(f"Pool {volume.pool_id} has no image {volume.image}.")
-        return max(volume.size_mib, image.size_mib)
+        if 0 < volume.size_mib < image.size_mib:
+            raise PoolFull(f"Image {volume.image} needs {image.size_mib} MiB, the volume has {volume.size_mib}.")
+        return volume.size_mib or image.size_mib
 
     def _host_pools(self) -> dict[str, SimFileSystem]:
         return self._world.hosts[self._node_id].pools

@@ -1,0 +1,135 @@
+"""What the engine takes for granted of volumes, wherever they are kept."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hostler.model.domain import VolumeSpec
+from nodeagent.ports import PoolFull, PoolMissing
+from tests.contract.volumes.subject import LOCAL, SHARED, Subject, directories, simulated
+
+UID, OTHER_UID = "11111111-2222-4333-8444-555555555555", "11111111-2222-4333-8444-666666666666"
+HUGE_MIB = 1 << 36 >> 20 << 10
+"""64 TiB."""
+
+
+@pytest.fixture(params=[simulated, directories], ids=["sim", "directory"])
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    async with request.param(tmp_path) as opened, asyncio.timeout(60):
+        yield opened
+
+
+def empty(size_mib: int = 16, uid: str = UID, pool_id: str = SHARED, image_format: str = "qcow2") -> VolumeSpec:
+    return VolumeSpec(uid, pool_id, size_mib, "", image_format)
+
+
+def of_image(name: str, size_mib: int = 0) -> VolumeSpec:
+    return VolumeSpec(UID, SHARED, size_mib, name)
+
+
+async def test_pools_are_seen_alike_by_hosts_that_share_them_and_only_then(subject: Subject) -> None:
+    """The fingerprint is how placement knows that two pools of one name are one file system."""
+    first, second = [{pool.pool_id: pool for pool in await host.pools()} for host in subject.hosts]
+    assert set(first) == {SHARED, LOCAL}
+    assert first[SHARED].fingerprint == second[SHARED].fingerprint
+    assert len({first[LOCAL].fingerprint, second[LOCAL].fingerprint, first[SHARED].fingerprint}) == 3
+    assert (first[SHARED].shared, first[LOCAL].shared) == (True, False)
+    assert all(0 < pool.free_mib <= pool.total_mib for pool in first.values())
+    assert all(pool.ofd_locks for pool in first.values())
+
+
+@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+async def test_a_volume_is_made_once_and_again_is_the_same(subject: Subject, image_format: str) -> None:
+    """A repeat that made it anew would wipe a disk."""
+    host = subject.hosts[0]
+    assert await host.ensure(empty(16, image_format=image_format)) == 16
+    before = await host.identity(SHARED, UID, image_format)
+    assert await host.ensure(empty(16, image_format=image_format)) == 16
+    assert await host.identity(SHARED, UID, image_format) == before
+    assert await host.uids(SHARED) == (UID,)
+    assert host.path(SHARED, UID, image_format).endswith(f"{UID}.{image_format}")
+
+
+async def test_a_volume_of_an_image_has_its_size_or_the_larger_one_asked_for(subject: Subject) -> None:
+    """Size 0 means the image's; a guest must get the disk that was paid for."""
+    host = subject.hosts[0]
+    await subject.add_image("debian-12", 24)
+    assert [pool.images for pool in await host.pools() if pool.pool_id == SHARED] == [("debian-12",)]
+    assert await host.ensure(of_image("debian-12")) == 24
+    await host.remove(of_image("debian-12"))
+    assert await host.ensure(of_image("debian-12", 40)) == 40
+
+
+async def test_a_volume_smaller_than_its_image_is_refused(subject: Subject) -> None:
+    """Cut off, the guest's file system would be broken from the first boot."""
+    await subject.add_image("debian-12", 24)
+    with pytest.raises(PoolFull):
+        await subject.hosts[0].ensure(of_image("debian-12", 8))
+    assert await subject.hosts[0].uids(SHARED) == ()
+
+
+async def test_what_does_not_fit_is_refused_and_leaves_nothing(subject: Subject) -> None:
+    """A partial file would be taken for the volume by the repeat."""
+    with pytest.raises(PoolFull):
+        await subject.hosts[0].ensure(empty(HUGE_MIB))
+    assert await subject.hosts[0].uids(SHARED) == ()
+    with pytest.raises(PoolMissing):
+        await subject.hosts[0].identity(SHARED, UID, "qcow2")
+
+
+async def test_pools_and_images_that_are_not_there_are_missing(subject: Subject) -> None:
+    """A "no" of its own: the caller asked the wrong host, nothing is broken."""
+    host = subject.hosts[0]
+    for call in (host.ensure(empty(pool_id="nope")), host.remove(empty(pool_id="nope")), host.uids("nope"), host.ensure(of_image("nope"))):
+        with pytest.raises(PoolMissing):
+            await call
+    with pytest.raises(PoolMissing):
+        host.path("nope", UID, "qcow2")
+
+
+@pytest.mark.parametrize("name", ["../volumes/x", "/etc/passwd", "..", "a/b", "-f", "a\0b", "x" * 64, "UPPER", "json:{}", "nbd:host"])
+async def test_image_names_that_are_no_names_are_missing(subject: Subject, name: str) -> None:
+    """They come from users, and a file is looked for by them."""
+    with pytest.raises(PoolMissing):
+        await subject.hosts[0].ensure(of_image(name))
+    assert await subject.hosts[0].uids(SHARED) == ()
+
+
+async def test_removing_is_final_and_may_be_repeated(subject: Subject) -> None:
+    """A repeat after a lost reply is no error."""
+    host = subject.hosts[0]
+    await host.ensure(empty())
+    await host.ensure(empty(uid=OTHER_UID))
+    for _ in range(2):
+        await host.remove(empty())
+    assert await host.uids(SHARED) == (OTHER_UID,)
+
+
+async def test_a_shared_volume_is_the_same_file_on_both_hosts(subject: Subject) -> None:
+    """If this were wrong the handoff would let the guest run on another disk."""
+    first, second = subject.hosts
+    await first.ensure(empty())
+    assert await first.identity(SHARED, UID, "qcow2") == await second.identity(SHARED, UID, "qcow2")
+    assert await second.uids(SHARED) == (UID,)
+    await first.ensure(empty(uid=OTHER_UID))
+    assert await first.identity(SHARED, OTHER_UID, "qcow2") != await second.identity(SHARED, UID, "qcow2")
+
+
+async def test_local_volumes_of_one_uid_are_different_files(subject: Subject) -> None:
+    """Two hosts may both have a pool "local": that does not make it one."""
+    for host in subject.hosts:
+        await host.ensure(empty(pool_id=LOCAL))
+    first, second = [await host.identity(LOCAL, UID, "qcow2") for host in subject.hosts]
+    assert first != second
+
+
+async def test_two_hosts_that_make_one_volume_at_once_make_one_file(subject: Subject) -> None:
+    """The slower one must not replace a file that the faster one's guest has open."""
+    async with asyncio.TaskGroup() as group:
+        made = [group.create_task(host.ensure(empty()), name="ensure") for host in subject.hosts for _ in range(2)]
+    assert [one.result() for one in made] == [16] * 4
+    first, second = subject.hosts
+    assert await first.identity(SHARED, UID, "qcow2") == await second.identity(SHARED, UID, "qcow2")
+    assert await first.uids(SHARED) == (UID,)
