@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class StateDirectory:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 path.unlink(missing_ok=True)
-            elif KEY.fullmatch(path.name) and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+            elif KEY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_size <= MAX_FILE_BYTES:
                 files[path.name] = path.read_bytes()
             else:
                 log.warning("file in the state directory is not ours", path=str(path))
