@@ -38,8 +38,9 @@ HOSTS = 3
 POOL = "shared"
 GUEST_MIB = 256
 QUEUE_EVENTS = 8
-SOCKETS = Path("/run/hostler/contract")
-FIRST_PORT = 7400
+SOCKETS = Path("/run/hostler")
+PORTS = range(20_000, 30_000)
+"""A run that was killed leaves its relays to the lab's `down`: each relay takes a port and a directory that nobody had before."""
 STRANGER = """<domain type='qemu'><name>somebody-elses-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type></os><on_reboot>destroy</on_reboot></domain>"""
 
@@ -97,7 +98,6 @@ class LibvirtRig:
     vms: list[ContractVM] = field(default_factory=list)
     strangers: list[tuple[Host, str]] = field(default_factory=list)
     relays: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
-    ports: "itertools.count[int]" = field(default_factory=lambda: itertools.count(FIRST_PORT))
 
     def hypervisor(self, host: int) -> Hypervisor:
         return self.hypervisors[host]
@@ -144,12 +144,13 @@ class LibvirtRig:
 
     async def connect(self, operation_id: str) -> MigrationSockets:
         source, destination = self.hosts
+        folder = SOCKETS / f"contract-{uuid.uuid4().hex[:8]}"
         for host in self.hosts:
-            await asyncio.to_thread(host.run, ["sh", "-c", f"rm -rf {SOCKETS} && mkdir -m 0711 {SOCKETS} && chown libvirt-qemu {SOCKETS}"])
-        sockets = MigrationSockets(str(SOCKETS / "libvirt.sock"), str(SOCKETS / "qemu.sock"))
+            await asyncio.to_thread(host.run, ["sh", "-c", f"mkdir -m 0711 {folder} && chown libvirt-qemu {folder}"])
+        sockets = MigrationSockets(str(folder / "libvirt.sock"), str(folder / "qemu.sock"))
         started = self.relays.setdefault(operation_id, [])
         for near, far in ((sockets.libvirt, "/run/libvirt/libvirt-sock"), (sockets.qemu, sockets.qemu)):
-            port = next(self.ports)
+            port = PORTS[uuid.uuid4().int % len(PORTS)]
             started.append(await _relay(destination, f"tcp:{destination.address}:{port}", f"unix:{far}"))
             started.append(await _relay(source, f"unix:{near}", f"tcp:{destination.address}:{port}"))
         return sockets
@@ -185,7 +186,10 @@ async def _relay(host: Host, listen: str, connect: str) -> subprocess.Popen[byte
         env = {**os.environ, "PYTHONPATH": str(Path(hostlerlab.__file__).parents[1])}
         started = host.popen([sys.executable, "-m", "hostlerlab.relay", listen, connect], env=env, stdout=subprocess.PIPE)
         assert started.stdout is not None
-        assert started.stdout.readline() == b"ready\n"
+        if started.stdout.readline() != b"ready\n":
+            started.wait()
+            started.stdout.close()
+            raise RuntimeError(f"the relay {listen} did not start")
         return started
 
     return await asyncio.to_thread(start)
