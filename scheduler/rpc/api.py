@@ -80,7 +80,8 @@ class Api:
             return decide(state)
 
         if validate_only:
-            would = operation_to_wire(await self.read(), judged(await self.read()).operation)
+            state = await self.read()
+            would = operation_to_wire(state, judged(state).operation)
             would.name = ""
             return would
         operation = await self.writer.accept(judged)
@@ -161,17 +162,17 @@ class Api:
             revision = token.revision
             if revision > state.revision:
                 raise OutOfRange(Reason.REVISION_UNKNOWN, "This token is from the future of this cluster.", "List again.")
-        async for change in self._changes(kind, revision):
+        async for change in self._changes(kind, revision, state.health):
             if change is None:
                 yield bookmark(), self.resume_token(self.mirror.state.revision)
                 continue
             message = updated(self.mirror.state, change.name) if change.record is not None else None
             yield message if message is not None else deleted(change.name), self.resume_token(change.revision)
 
-    async def _changes(self, kind: str, revision: int) -> AsyncIterator[Change | None]:
-        """Changes of one kind after `revision`, for ever; None when it was quiet for a while. A node's health is this replica's own
+    async def _changes(self, kind: str, revision: int, health: Mapping[str, Health]) -> AsyncIterator[Change | None]:
+        """Changes of one kind after `revision`, and of what was told of the nodes' health, for ever; None when it was quiet for a while. A node's health is this replica's own
         judgement, not a record: its changes are told too."""
-        health, quiet_since_s = self.liveness.health(), self.clock.monotonic_s()
+        quiet_since_s = self.clock.monotonic_s()
         while True:
             changes = [change for change in self.mirror.changes_after(revision) if change.kind == kind]
             revision = max(revision, self.mirror.state.revision)
