@@ -170,8 +170,10 @@ class Api:
             yield message if message is not None else deleted(change.name), self.resume_token(change.revision)
 
     async def _changes(self, kind: str, revision: int, health: Mapping[str, Health]) -> AsyncIterator[Change | None]:
-        """Changes of one kind after `revision`, and of what was told of the nodes' health, for ever; None when it was quiet for a while. A node's health is this replica's own
-        judgement, not a record: its changes are told too."""
+        """Changes of one kind after `revision`, for ever; None when it was quiet for a while.
+
+        A node's health is this replica's own judgement, not a record: what differs from `health`, which was told, is told too.
+        """
         quiet_since_s = self.clock.monotonic_s()
         while True:
             changes = [change for change in self.mirror.changes_after(revision) if change.kind == kind]
