@@ -33,6 +33,9 @@ class HostState:
         self.more_charges: Callable[[], Iterable[Quantities]] = tuple
         """What is promised and no definition carries: a standalone host's volumes, and VMs that it has accepted and not defined yet."""
 
+        self.on_definition: Callable[[], None] = _nobody
+        """Called when a definition came, changed or went: no event of the hypervisor tells of that."""
+
     def vm_lock(self, vm_uid: str) -> asyncio.Lock:
         return self._vm_locks[vm_uid]
 
@@ -55,10 +58,12 @@ class HostState:
     async def keep_definition(self, definition: Definition) -> None:
         await self._files.save(VMS, definition.spec.vm_uid, msgspec.json.encode(definition))
         self._definitions[definition.spec.vm_uid] = definition
+        self.on_definition()
 
     async def drop_definition(self, vm_uid: str) -> None:
         await self._files.remove(VMS, vm_uid)
         self._definitions.pop(vm_uid, None)
+        self.on_definition()
 
     async def keep_incoming(self, handoff: Incoming) -> None:
         await self._files.save(INCOMING, handoff.operation_id, msgspec.json.encode(handoff))
@@ -80,6 +85,10 @@ class HostState:
         for operation_id in [o for o, handoff in self._outgoing.items() if handoff.vm_uid == vm_uid]:
             await self._files.remove(OUTGOING, operation_id)
             del self._outgoing[operation_id]
+
+
+def _nobody() -> None:
+    """Before anybody listens."""
 
 
 def _decoded(files: Mapping[str, bytes], kind: type[T]) -> dict[str, T]:

@@ -63,14 +63,18 @@ class Observer:
         finally:
             self._watchers.discard(watcher)
 
+    def nudge(self) -> None:
+        """Wake who is watching: something has changed that is no event."""
+        for watcher in self._watchers:
+            watcher.set()
+
     async def run(self) -> None:
         async for event in self._hypervisor.events():
             self._take(event)
 
     def _take(self, event: DomainEvent) -> None:
         self.changed.set()
-        for watcher in self._watchers:
-            watcher.set()
+        self.nudge()
         if not event.vm_uid:
             for seen in self._seen.values():
                 seen.switched = False  # a RESUMED may have been missed: from now on libvirt is asked

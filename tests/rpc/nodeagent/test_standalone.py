@@ -289,7 +289,8 @@ async def test_a_guest_that_ends_by_itself_is_told(host: LoneHost, client: HostC
 
 async def test_a_hung_hypervisor_makes_reads_stale_and_holds_up_nobody(host: LoneHost, client: HostClient) -> None:
     """An agent that hangs with its hypervisor, or shows old facts as new ones."""
-    await client.made("web-1")
+    created = await client.create("web-1", request_id="r-1")
+    await client.done(created)
     host.sim.hang()
     async with asyncio.timeout(5):
         seen = await client.vm("web-1")
@@ -303,6 +304,7 @@ async def test_a_hung_hypervisor_makes_reads_stale_and_holds_up_nobody(host: Lon
         error = await refused(change)
         assert (type(error), error.reason) == (Unavailable, Reason.HYPERVISOR_UNAVAILABLE)
         assert error.retry_after_s
+    assert (await client.create("web-1", request_id="r-1")).name == created.name
     assert loop.time() - began_s < 2, "once it is known to hang, nobody waits for it any more"
     assert (await client.done(await client.make_volume("data", 10))).state == SUCCEEDED
     host.sim.unhang()
