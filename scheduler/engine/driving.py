@@ -137,6 +137,10 @@ class Driver:
                 except HostlerError as error:
                     log.info("refused", operation=run.operation_id, phase=before, reason=error.reason.value, why=str(error))
                     await self._turn_back(run, verbs, error)
+                    if not run.operation.done and run.operation.phase == before:
+                        # It cannot turn back further (a refusal while turning back): ask again, slowly, and say what for.
+                        run.waiting_for = str(error)
+                        await self._clock.sleep(RETRY_MOST_S)
                 except LeadershipLost:
                     raise
                 except Exception:
