@@ -8,6 +8,8 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
 import real
