@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from google.protobuf.empty_pb2 import Empty
+
 from hostler.api.cluster.v1 import flavors_pb2, nodes_pb2, operations_pb2, vms_pb2, volumes_pb2
 from hostler.api.type.v1 import resources_pb2
 from hostler.api.type.v1.node_pb2 import Node
@@ -311,7 +313,7 @@ class Cluster:
         request = flavors_pb2.DeleteFlavorRequest(
             name=_full("flavors", name), request_id=_request_id(request_id), validate_only=validate_only
         )
-        await self._connection.call(lambda replica: replica.flavors.DeleteFlavor, request)
+        await self._connection.call(lambda replica: replica.flavors.DeleteFlavor, request, already_gone=Empty())
 
     # ---- operations
 

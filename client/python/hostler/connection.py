@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from hostler.api.cluster.v1 import flavors_pb2_grpc, nodes_pb2_grpc, operations_pb2_grpc, vms_pb2_grpc, volumes_pb2_grpc
-from hostler.errors import DeadlineExceeded, HostlerError, InvalidRequest, Reason, Unavailable, Violation
+from hostler.errors import DeadlineExceeded, HostlerError, InvalidRequest, NotFound, Reason, Unavailable, Violation
 from hostler.rpc_status import from_rpc_error
 
 if TYPE_CHECKING:
@@ -162,15 +162,24 @@ class Connection:
         if self.replica is replica:
             self._preferred = (self._preferred + 1) % len(self._replicas)
 
-    async def call(self, pick: "Callable[[Replica], grpc.aio.UnaryUnaryMultiCallable[Q, A]]", request: Q) -> A:
-        """The answer of the first replica that gives one. Raises HostlerError: the refusal, or Unavailable when the time has passed."""
-        attempts = Attempts(self, self._call_s)
+    async def call(
+        self, pick: "Callable[[Replica], grpc.aio.UnaryUnaryMultiCallable[Q, A]]", request: Q, *, already_gone: A | None = None
+    ) -> A:
+        """The answer of the first replica that gives one. Raises HostlerError: the refusal, or Unavailable when the time has passed.
+
+        `already_gone`: the answer when a repeat finds nothing there any more; for deletions that keep no operation to answer with.
+        """
+        attempts, repeated = Attempts(self, self._call_s), False
         while True:
             replica = self.replica
             try:
                 return await pick(replica)(request, timeout=min(self._call_s / ATTEMPTS_IN_TIME, attempts.left_s))
             except grpc.aio.AioRpcError as error:
-                await attempts.failed(replica, from_rpc_error(error))
+                refused = from_rpc_error(error)
+            if repeated and already_gone is not None and isinstance(refused, NotFound):
+                return already_gone
+            await attempts.failed(replica, refused)
+            repeated = True
 
     async def close(self) -> None:
         for replica in self._replicas:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 import hostler
 from devcluster.cluster import DevCluster
 from hostler.cluster import Cluster
@@ -53,6 +55,24 @@ async def test_an_answer_that_is_lost_makes_one_vm(cluster: DevCluster, connecte
         done = await creating.result().wait(CLI_S)
     assert done.vm.uid == uid
     assert [operation.verb async for operation in direct.list_operations()] == ["CreateVM"]
+
+
+async def test_a_flavor_whose_deletion_was_not_heard_of_is_deleted(cluster: DevCluster, connected: Connect) -> None:
+    """A deletion that is reported as "not found", because the SDK itself asked twice."""
+    first, second = cluster.endpoints
+    direct: Cluster = await connected((second,))
+    await direct.create_flavor("small", vcpus=1, memory_mib=64)
+    async with lossy_proxy(int(first.rpartition(":")[2])) as proxy:
+        sdk: Cluster = await connected((proxy.endpoint, second))
+        assert (await sdk.get_flavor("small")).vcpus == 1
+        proxy.swallow_answers = True
+        async with asyncio.timeout(CLI_S), asyncio.TaskGroup() as group:
+            deleting = group.create_task(sdk.delete_flavor("small"), name="delete")
+            while [flavor async for flavor in direct.list_flavors()]:
+                assert not deleting.done()
+            proxy.cut()
+    with pytest.raises(hostler.NotFound):
+        await direct.delete_flavor("small")
 
 
 async def appeared(sdk: Cluster, name: str) -> str:
