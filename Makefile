@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup check test test-all demo dev lint types proto-lint generate clean lab-down
+.PHONY: help setup check test test-all demo dev lint types proto-lint generate clean lab-free
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -30,20 +30,20 @@ generate: setup ## write the API code from the .proto files
 check: lint types proto-lint ## lint, types, contracts, unit, golden, rpc; no root, < 2 minutes
 	pytest -q -n 4 -m "not lab and not etcd and not slow"
 
-test: check ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
-	pytest -q -m "(lab or etcd) and not slow"
+test: check lab-free ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
+	status=0; pytest -q -m "(lab or etcd) and not slow" || status=$$?; deploy/lab_free.sh; exit $$status
 
-test-all: check ## everything, the slow tests too
-	pytest -q -m "lab or etcd or slow"
+test-all: check lab-free ## everything, the slow tests too
+	status=0; pytest -q -m "lab or etcd or slow" || status=$$?; deploy/lab_free.sh; exit $$status
+
+lab-free: setup ## take down whatever lab is up on this machine
+	@deploy/lab_free.sh
 
 demo: setup ## a three-host cluster on this machine doing its main job; KEEP=1 leaves it running, DRIVER=sim simulates the hosts
 	@deploy/demo.sh
 
 dev: setup ## a simulated cluster in one process, for people who write clients
 	hostler dev
-
-lab-down: setup ## take the lab down, whatever state it is in
-	PYTHONPATH=deploy/lab $(PY) -m hostlerlab down
 
 clean: ## remove what was built (not the virtual environment)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ if [ "$driver" = real ] && [ ! -d /sys/fs/cgroup/cpu ]; then
     driver=sim
 fi
 case $driver in
-    real) exec .venv/bin/python deploy/demo/real.py ;;
+    real) deploy/lab_free.sh; exec .venv/bin/python deploy/demo/real.py ;;
     sim) exec .venv/bin/python deploy/demo/simulated.py ;;
     *) echo "DRIVER is real or sim, not $driver" >&2; exit 2 ;;
 esac
