@@ -27,7 +27,7 @@ proto-lint: setup ## buf lint
 generate: setup ## write the API code from the .proto files
 	$(PY) deploy/generate_api.py
 
-check: lint types proto-lint ## lint, types, contracts, unit, golden, rpc; no root, < 2 minutes
+check: lint types proto-lint ## lint, types, contracts, unit, golden, rpc; no root
 	pytest -q -n 4 -m "not lab and not etcd and not slow"
 
 test: check lab-free ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
