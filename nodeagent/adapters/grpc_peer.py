@@ -5,6 +5,7 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
+from hostler.cancellation import cancellation_kept
 from hostler.internal.v1 import peer_pb2, peer_pb2_grpc
 from nodeagent.ports import PeerUnavailable
 
@@ -25,7 +26,8 @@ class GrpcPeer:
         try:
             async with self._connect(node_id, endpoint) as channel:
                 stub = peer_pb2_grpc.PeerServiceStub(channel)
-                answer = await stub.AwaitArrival(peer_pb2.AwaitArrivalRequest(operation_id=operation_id), timeout=AWAIT_TIMEOUT_S)
+                with cancellation_kept():
+                    answer = await stub.AwaitArrival(peer_pb2.AwaitArrivalRequest(operation_id=operation_id), timeout=AWAIT_TIMEOUT_S)
                 return bool(answer.arrived)
         except grpc.aio.AioRpcError as error:
             raise PeerUnavailable(f"{node_id} answers {error.code().name}") from error
@@ -34,7 +36,8 @@ class GrpcPeer:
         try:
             async with self._connect(node_id, endpoint) as channel:
                 stub = peer_pb2_grpc.PeerServiceStub(channel)
-                answer = await stub.NoteCommitted(peer_pb2.NoteCommittedRequest(operation_id=operation_id), timeout=NOTE_TIMEOUT_S)
+                with cancellation_kept():
+                    answer = await stub.NoteCommitted(peer_pb2.NoteCommittedRequest(operation_id=operation_id), timeout=NOTE_TIMEOUT_S)
                 return bool(answer.running)
         except grpc.aio.AioRpcError as error:
             raise PeerUnavailable(f"{node_id} answers {error.code().name}") from error

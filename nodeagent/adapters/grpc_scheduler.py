@@ -10,6 +10,7 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
+from hostler.cancellation import cancellation_kept
 from hostler.errors import HostlerError
 from hostler.internal.v1 import cluster_link_pb2, cluster_link_pb2_grpc
 from hostler.model.node import NodeReport
@@ -56,8 +57,9 @@ class GrpcScheduler:
             async with asyncio.timeout(self._interval_s + BEAT_TIMEOUT_S):
                 if self._stream is None:
                     self._stream = self._stubs[self._preferred].Heartbeat()
-                await self._stream.write(request)
-                answer = await self._stream.read()
+                with cancellation_kept():
+                    await self._stream.write(request)
+                    answer = await self._stream.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             self._drop_stream()
             self._preferred = (self._preferred + 1) % len(self._stubs)
@@ -91,7 +93,8 @@ class GrpcScheduler:
         """The first replica that answers; AioRpcError for an answer that is a refusal, AuthorityUnavailable if none answers."""
         for _ in self._stubs:
             try:
-                return await call(self._stubs[self._preferred])
+                with cancellation_kept():
+                    return await call(self._stubs[self._preferred])
             except grpc.aio.AioRpcError as error:
                 if error.code() not in TRY_ELSEWHERE:
                     raise

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 
+from hostler.cancellation import cancellation_kept
 from hostler.server.clock import Clock
 from scheduler.adapters.etcd_wire import REQUIRE_LEADER, Method, Request, Response, is_no_leader, read_failure, write_failure
 from scheduler.ports import OutcomeUnknown, StoreUnavailable
@@ -166,7 +167,8 @@ class EtcdConnection:
             )
             self._stubs[method.path] = stub
         try:
-            response: Response = await stub(request, timeout=max(timeout_s, 0.0), metadata=REQUIRE_LEADER)
+            with cancellation_kept():
+                response: Response = await stub(request, timeout=max(timeout_s, 0.0), metadata=REQUIRE_LEADER)
         except asyncio.CancelledError:
             self.raise_if_closed_under_us()
             raise

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import grpc
 import structlog
 
+from hostler.cancellation import cancellation_kept
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import Clock
 from scheduler.adapters.etcd_connection import EtcdConnection, StoreClosed
@@ -83,7 +84,7 @@ class EtcdLease:
         """One renewal: the new TTL. Raises StoreUnavailable, LeaseLost."""
         await self._connection.until_ready(self._clock.monotonic_s() + timeout_s)
         try:
-            with self._connection.stream(LEASE_KEEP_ALIVE, self._request(), timeout_s) as call:
+            with self._connection.stream(LEASE_KEEP_ALIVE, self._request(), timeout_s) as call, cancellation_kept():
                 response = await call.read()
         except grpc.aio.AioRpcError as error:
             raise StoreUnavailable(f"{error.code().name}: {error.details()}") from error

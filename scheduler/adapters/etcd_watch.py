@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 import grpc
 import structlog
 
+from hostler.cancellation import cancellation_kept
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import Clock
 from scheduler.adapters.etcd_connection import EtcdConnection
@@ -142,7 +143,8 @@ async def _next(
     """The next response. Raises StoreUnavailable when the stream ended, failed, was silent for too long, or the store was closed."""
     try:
         async with asyncio.timeout(timeout_s):
-            response = await call.read()
+            with cancellation_kept():
+                response = await call.read()
     except TimeoutError as error:
         raise StoreUnavailable(f"no response on a watch for {timeout_s} s") from error
     except grpc.aio.AioRpcError as error:

@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
+from hostler.cancellation import cancellation_kept
 from hostler.errors import DeadlineExceeded, Unavailable
 from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
 from hostler.model.copy import HandoffReport
@@ -112,7 +113,9 @@ class GrpcNodes:
 
     async def _ask(self, node_id: str, call: "Callable[[Stub], Awaitable[T]]") -> T:
         try:
-            return await call(agent_pb2_grpc.AgentServiceStub(await self._channel(node_id)))
+            stub = agent_pb2_grpc.AgentServiceStub(await self._channel(node_id))
+            with cancellation_kept():
+                return await call(stub)
         except grpc.aio.AioRpcError as error:
             refusal = from_rpc_error(error)
             if isinstance(refusal, Unavailable | DeadlineExceeded):

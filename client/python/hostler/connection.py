@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from hostler.api.cluster.v1 import flavors_pb2_grpc, nodes_pb2_grpc, operations_pb2_grpc, vms_pb2_grpc, volumes_pb2_grpc
+from hostler.cancellation import cancellation_kept
 from hostler.errors import DeadlineExceeded, HostlerError, InvalidRequest, NotFound, Reason, Unavailable, Violation
 from hostler.rpc_status import from_rpc_error
 
@@ -173,7 +174,8 @@ class Connection:
         while True:
             replica = self.replica
             try:
-                return await pick(replica)(request, timeout=min(self._call_s / ATTEMPTS_IN_TIME, attempts.left_s))
+                with cancellation_kept():
+                    return await pick(replica)(request, timeout=min(self._call_s / ATTEMPTS_IN_TIME, attempts.left_s))
             except grpc.aio.AioRpcError as error:
                 refused = from_rpc_error(error)
             if repeated and already_gone is not None and isinstance(refused, NotFound):

@@ -13,6 +13,7 @@ import grpc.aio
 
 from hostler.api.cluster.v1 import operations_pb2
 from hostler.api.type.v1.operation_pb2 import Operation
+from hostler.cancellation import cancellation_kept
 from hostler.connection import RECONNECT_S, Attempts, Connection
 from hostler.errors import DeadlineExceeded, HostlerError, Reason, Unavailable
 from hostler.rpc_status import from_rpc_error, from_status
@@ -70,7 +71,8 @@ class OperationHandle:
             try:
                 while True:
                     async with asyncio.timeout(QUIET_S):
-                        answer = await call.read()
+                        with cancellation_kept():
+                            answer = await call.read()
                     if not isinstance(answer, operations_pb2.WatchOperationResponse):
                         raise Unavailable(Reason.SCHEDULER_UNAVAILABLE, "The watch ended before the operation.")
                     attempts.succeeded()

@@ -15,6 +15,7 @@ import grpc.aio
 from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.type.v1.node_pb2 import Node
 from hostler.api.type.v1.vm_pb2 import VM
+from hostler.cancellation import cancellation_kept
 from hostler.connection import RECONNECT_S, Attempts, Connection, Replica
 from hostler.errors import HostlerError, OutOfRange, Reason, Unavailable
 from hostler.rpc_status import from_rpc_error
@@ -86,7 +87,8 @@ async def _follow(
         try:
             while True:
                 async with asyncio.timeout(QUIET_S):
-                    answer = await call.read()
+                    with cancellation_kept():
+                        answer = await call.read()
                 if not isinstance(answer, vms_pb2.WatchVMsResponse | nodes_pb2.WatchNodesResponse):
                     raise Unavailable(Reason.SCHEDULER_UNAVAILABLE, "The replica ended the watch.")
                 attempts.succeeded()
