@@ -33,14 +33,15 @@ def connect(
     ca: str | Path | None = None,
     insecure: bool | None = None,
     call_s: float | None = None,
+    context: str | None = None,
 ) -> "Cluster":
     """A cluster to use in `async with`. `endpoints`: host:port of the scheduler replicas, comma separated or a list; certificates as PEM files.
 
-    What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA and HOSTLER_INSECURE. A call that no replica answers is
-    given up after `call_s` (HOSTLER_CALL_TIMEOUT, else 15 s). Nothing is dialled before the first call. Raises InvalidRequest if something is
-    missing.
+    What is not given comes from the context of that name (`hostler.context`), else from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA
+    and HOSTLER_INSECURE, else from the user's current context. A call that no replica answers is given up after `call_s` (HOSTLER_CALL_TIMEOUT,
+    else 15 s). Nothing is dialled before the first call. Raises InvalidRequest if something is missing, NotFound for the context.
     """
-    return Cluster(settings(endpoints, cert=cert, key=key, ca=ca, insecure=insecure, call_s=call_s))
+    return Cluster(settings(endpoints, cert=cert, key=key, ca=ca, insecure=insecure, call_s=call_s, context=context))
 
 
 class Cluster:

@@ -17,6 +17,7 @@ import grpc.aio
 
 from hostler.api.cluster.v1 import flavors_pb2_grpc, nodes_pb2_grpc, operations_pb2_grpc, vms_pb2_grpc, volumes_pb2_grpc
 from hostler.cancellation import cancellation_kept
+from hostler.context import variables
 from hostler.errors import DeadlineExceeded, HostlerError, InvalidRequest, NotFound, Reason, Unavailable, Violation
 from hostler.rpc_status import from_rpc_error
 
@@ -83,18 +84,26 @@ def settings(
     ca: str | Path | None = None,
     insecure: bool | None = None,
     call_s: float | None = None,
+    context: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """What is not given comes from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA, HOSTLER_INSECURE; `call_s` from
-    HOSTLER_CALL_TIMEOUT, else CALL_S. Raises InvalidRequest.
+    """What is not given comes from the context, or from HOSTLER_ENDPOINT, HOSTLER_CERT, HOSTLER_KEY, HOSTLER_CA, HOSTLER_INSECURE: see
+    `hostler.context`; `call_s` from HOSTLER_CALL_TIMEOUT, else CALL_S. Raises InvalidRequest; NotFound for the context.
     """
-    env = os.environ if environment is None else environment
+    env = variables(context, os.environ if environment is None else environment)
     given = endpoints if endpoints else env.get("HOSTLER_ENDPOINT", "")
     listed = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given) if part.strip())
+    if insecure and (cert or key or ca):
+        raise _unusable(
+            "insecure", "is set together with a certificate", "Give either the certificate, its key and the authority, or insecure."
+        )
     if insecure is None:
-        insecure = env.get("HOSTLER_INSECURE", "").lower() in ("1", "true", "yes")
+        # Who names a certificate wants TLS, whatever the surroundings say.
+        insecure = not (cert or key or ca) and env.get("HOSTLER_INSECURE", "").lower() in ("1", "true", "yes")
     if not listed:
-        raise _unusable("endpoint", "is not set", "Set HOSTLER_ENDPOINT to host:port[,host:port] of the schedulers, or give --endpoint.")
+        raise _unusable(
+            "endpoint", "is not set", "Set HOSTLER_ENDPOINT to host:port[,host:port] of the schedulers, or give --endpoint or --context."
+        )
     if len(listed) > MAX_ENDPOINTS:
         raise _unusable("endpoint", f"has {len(listed)} entries", f"Name at most {MAX_ENDPOINTS} replicas.")
     for one in listed:

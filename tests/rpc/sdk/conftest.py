@@ -21,6 +21,14 @@ from hostler.watch import Updated
 CLI_S = 30.0
 
 
+@pytest.fixture(autouse=True)
+def without_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What whoever runs the tests connects to is not ours."""
+    for name in [name for name in os.environ if name.startswith("HOSTLER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOSTLER_CONFIG", os.devnull)
+
+
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[DevCluster]:
     """Ready; at its end no VM may ever have had two running copies or two writers."""
@@ -134,7 +142,7 @@ class Cli:
 def environment(**more: str) -> dict[str, str]:
     """Ours without any HOSTLER_ variable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HOSTLER_")}
-    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "100"} | more
+    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "100", "HOSTLER_CONFIG": os.devnull} | more
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from pathlib import Path
 
 from devcluster.cluster import DevCluster
 from hostler.cluster import Cluster
@@ -114,3 +115,22 @@ async def test_async_returns_before_the_end(cli: Cli, sdk: Cluster, cluster: Dev
     late = await cli("op", "watch", accepted.out.strip(), "--timeout", "0.2")
     assert late.status == 6
     assert not (await sdk.get_operation(accepted.out.strip())).done
+
+
+async def test_a_connection_kept_by_name(cli: Cli, tmp_path: Path) -> None:
+    """A context that is kept and does not lead where it did, or a cluster reached that nobody named."""
+    kept = {"HOSTLER_CONFIG": str(tmp_path / "config.toml")}
+    ran = await Cli(cli.environment | kept)("context", "create", "lab")
+    assert (ran.status, ran.out) == (0, "context lab kept and used\n")
+    bare = Cli(environment(**kept))
+    assert (await bare("node", "list", "-o", "name")).out == "nodes/n1\nnodes/n2\nnodes/n3\n"
+    assert (await bare("--endpoint", "127.0.0.1:1", "--insecure", "context", "create", "far")).status == 0
+    assert (await bare("context", "ls", "-o", "name")).out == "far\nlab\n"
+    assert [one["current"] for one in (await bare("context", "list", "-o", "json")).json] == [False, True]
+    assert (await bare("context", "list")).out.splitlines()[1].split() == ["far", "127.0.0.1:1", "-"]
+    assert (await bare("context", "use", "far")).out == "context far used\n"
+    assert (await bare("--context", "lab", "vm", "list", "-o", "name")).status == 0
+    assert (await bare("context", "delete", "far")).status == 0
+    gone = await bare("--context", "far", "vm", "list")
+    assert (gone.status, gone.err.splitlines()[0]) == (3, "error: There is no context far.")
+    assert (await bare("vm", "list")).status == 2

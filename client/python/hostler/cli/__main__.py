@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hostler.cli import context as context_commands
 from hostler.cli import flavor, node, operation, vm, volume
 from hostler.cli.exit_codes import EPILOG, ExitCode
 from hostler.cli.plugins import PluginGroup
@@ -26,6 +27,7 @@ app.add_typer(node.app, name="node")
 app.add_typer(volume.app, name="volume")
 app.add_typer(flavor.app, name="flavor")
 app.add_typer(operation.app, name="op")
+app.add_typer(context_commands.app, name="context")
 
 
 @app.callback()
@@ -36,8 +38,9 @@ def options(
     key: Annotated[str | None, typer.Option(metavar="FILE", help="Its private key. [HOSTLER_KEY]")] = None,
     ca: Annotated[str | None, typer.Option(metavar="FILE", help="The cluster's authority. [HOSTLER_CA]")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; for loopback only. [HOSTLER_INSECURE=1]")] = False,
+    context: Annotated[str | None, typer.Option(metavar="NAME", help="A connection kept by name. [HOSTLER_CONTEXT]")] = None,
 ) -> None:
-    ctx.obj = Target(endpoint, cert, key, ca, True if insecure else None)
+    ctx.obj = Target(endpoint, cert, key, ca, True if insecure else None, context)
 
 
 @app.command()

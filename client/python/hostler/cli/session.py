@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,13 +32,26 @@ Watch = Annotated[bool, typer.Option("-w", "--watch", help="Then print every cha
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The global options; what is None comes from the environment."""
+    """The global options; what is None comes from the context or the environment."""
 
     endpoint: str | None = None
     cert: str | None = None
     key: str | None = None
     ca: str | None = None
     insecure: bool | None = None
+    context: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As the SDK takes them."""
+        return {
+            "endpoints": self.endpoint,
+            "cert": self.cert,
+            "key": self.key,
+            "ca": self.ca,
+            "insecure": self.insecure,
+            "context": self.context,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +64,22 @@ class Ending:
 
 
 def run(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> None:
-    """Connect, do the work; a refusal goes to stderr and becomes the exit status."""
+    """Connect, do the work; see `refusals_shown`."""
+    with refusals_shown():
+        asyncio.run(_connected(target_of(ctx), work))
+
+
+def target_of(ctx: typer.Context) -> Target:
+    return ctx.obj if isinstance(ctx.obj, Target) else Target()
+
+
+@contextmanager
+def refusals_shown() -> Iterator[None]:
+    """A refusal goes to stderr and becomes the exit status."""
     from hostler.errors import HostlerError
 
-    target = ctx.obj if isinstance(ctx.obj, Target) else Target()
     try:
-        asyncio.run(_connected(target, work))
+        yield
     except HostlerError as error:
         if os.environ.get("HOSTLER_DEBUG") == "1":
             raise
@@ -68,7 +92,7 @@ def run(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> Non
 async def _connected(target: Target, work: "Callable[[Cluster], Awaitable[None]]") -> None:
     from hostler.cluster import connect
 
-    async with connect(target.endpoint, cert=target.cert, key=target.key, ca=target.ca, insecure=target.insecure) as cluster:
+    async with connect(**target.options) as cluster:
         await work(cluster)
 
 
