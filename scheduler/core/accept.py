@@ -8,7 +8,8 @@ from hostler.model.journal import enter as enter
 from hostler.model.journal import fail as fail
 from hostler.model.journal import same_request
 from hostler.model.journal import succeed as succeed
-from scheduler.core.records import OperationRecord, operation_key
+from scheduler.core.claims import Adding, DoesNotFit, LedgerRead, claim_transaction
+from scheduler.core.records import OperationRecord, ledger_key, operation_key, shared_pool_key
 from scheduler.core.state import ClusterState
 from scheduler.core.transaction import Transaction
 
@@ -31,3 +32,16 @@ def journal(operation: OperationRecord) -> Transaction:
     """Write a new operation, which must not exist."""
     key = operation_key(operation.operation_id)
     return Transaction({key: 0}, {key: operation})
+
+
+def charge(state: ClusterState, adding: Adding) -> Transaction:
+    """The claim's part of the transaction. A placement was made on this very state, so that it does not fit is a defect."""
+    ledger = state.ledgers[adding.claim.node_id]
+    reads = {ledger_key(adding.claim.node_id): LedgerRead(ledger.record, ledger.revision)}
+    for pool_id in adding.shared:
+        pool = state.shared_pools[pool_id]
+        reads[shared_pool_key(pool_id)] = LedgerRead(pool.record, pool.revision)
+    answer = claim_transaction(reads, adding=(adding,))
+    if isinstance(answer, DoesNotFit):
+        raise RuntimeError(f"a placement does not fit: {answer.key} {answer.shortfalls}")
+    return answer

@@ -6,7 +6,8 @@ from dataclasses import replace
 from hostler.errors import Conflict, NotFound, Reason
 from hostler.model.node import NodeReport, VMPower, VMStatus
 from hostler.model.owner import OwnerState
-from hostler.model.quantities import Quantities, at_least_zero, minus, pool_key
+from hostler.model.quantities import Quantities, at_least_zero, minus
+from scheduler.core.pools import offer
 from scheduler.core.records import (
     LedgerRecord,
     NodePool,
@@ -16,7 +17,6 @@ from scheduler.core.records import (
     VMRecord,
     ledger_key,
     node_key,
-    shared_pool_key,
     vm_key,
 )
 from scheduler.core.state import ClusterState, Kept
@@ -47,10 +47,10 @@ def set_state(state: ClusterState, node_id: str, wanted: NodeState, etag: str) -
     kept = state.nodes.get(node_id)
     if kept is None:
         raise NotFound(Reason.NODE_NOT_FOUND, f"There is no node {node_id}.", "See `hostler node list`.")
-    if etag and etag != str(kept.revision):
-        raise Conflict(Reason.ETAG_MISMATCH, f"Node {node_id} changed in between.", "Read it again.")
     if kept.record.state is wanted:
         return None
+    if etag and etag != str(kept.revision):
+        raise Conflict(Reason.ETAG_MISMATCH, f"Node {node_id} changed in between.", "Read it again.")
     return Transaction({node_key(node_id): kept.revision}, {node_key(node_id): replace(kept.record, state=wanted)})
 
 
@@ -108,8 +108,7 @@ def _changes(state: ClusterState, record: NodeRecord) -> Transaction | None:
     changes = changes.and_then(_allocatable(ledger_key(record.node_id), state.ledgers.get(record.node_id), allocatable))
     for pool in record.pools:
         if pool.shared:
-            offered = {pool_key(pool.pool_id): pool.total_mib}
-            changes = changes.and_then(_allocatable(shared_pool_key(pool.pool_id), state.shared_pools.get(pool.pool_id), offered))
+            changes = changes.and_then(offer(state, record.node_id, pool))
     return changes if changes.puts else None
 
 

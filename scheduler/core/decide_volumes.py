@@ -7,7 +7,7 @@ from hostler.model.quantities import pool_key
 from hostler.model.wishes import DEFAULT_VOLUME_MIB
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of
 from scheduler.core.claims import add_claim
-from scheduler.core.decide_vms import is_shared
+from scheduler.core.pools import is_shared
 from scheduler.core.records import (
     FlavorRecord,
     LedgerRecord,

@@ -115,10 +115,14 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class LedgerRecord:
-    """A node's sums (or a shared pool's). Invariant: claimed <= allocatable, key by key, whenever a claim is added."""
+    """A node's sums (or a shared pool's). Invariant: claimed <= allocatable, key by key, whenever a claim is added.
+
+    `fingerprint`: of a shared pool, which file system its name stands for.
+    """
 
     allocatable: Quantities
     claimed: Quantities = field(default_factory=dict)
+    fingerprint: str = ""
 
 
 class ClaimKind(StrEnum):

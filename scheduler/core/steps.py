@@ -19,6 +19,7 @@ from hostler.model.journal import ROLLBACK as ROLLBACK
 from hostler.model.journal import STARTING as STARTING
 from hostler.model.journal import STOPPING as STOPPING
 from hostler.model.journal import VOLUMES as VOLUMES
+from hostler.model.journal import can_cancel
 from hostler.model.owner import Owner, OwnerState
 from scheduler.core.accept import enter, fail, succeed
 from scheduler.core.claims import drop_claim
@@ -56,6 +57,15 @@ def in_phase(state: ClusterState, operation_id: str, phase: str) -> Kept[Operati
     return kept if kept is not None and not kept.record.done and kept.record.phase == phase else None
 
 
+PAST_CANCEL = frozenset({ROLLBACK, ABORTING, COMMITTED})
+"""An operation that is asked to stop goes here: back, or on because the handoff is committed already."""
+
+
+def stops(operation: OperationRecord) -> bool:
+    """Whether it has been asked to stop, and still can."""
+    return operation.cancel_requested and can_cancel(operation)
+
+
 def enter_phase(
     state: ClusterState,
     operation_id: str,
@@ -67,9 +77,9 @@ def enter_phase(
     change_migration: Callable[[Migration], Migration] | None = None,
     change_error: StoredError | None = None,
 ) -> Transaction | None:
-    """Move on to `phase`, changing the VM with it."""
+    """Move on to `phase`, changing the VM with it. None also when somebody has asked it to stop: a cancel that was answered is heeded."""
     kept = in_phase(state, operation_id, come_from)
-    if kept is None:
+    if kept is None or (stops(kept.record) and phase not in PAST_CANCEL):
         return None
     operation = enter(kept.record, phase, reason, by.driver, by.now_ms)
     if change_migration is not None and operation.migration is not None:
@@ -112,7 +122,7 @@ def finish_vm(
 ) -> Transaction | None:
     """The operation ends and the VM is free again. With an error: it failed, and the VM is as before or as `observed` says."""
     kept = in_phase(state, operation_id, come_from)
-    if kept is None:
+    if kept is None or (error is None and stops(kept.record)):
         return None
     vm = state.vms[kept.record.target_id]
     owner = replace(vm.record.owner, state=owner_state)

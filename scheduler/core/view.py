@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hostler.model.quantities import Quantities, at_least_zero, minus
 from scheduler.core.records import LedgerRecord, NodeRecord
 
 
@@ -24,10 +23,6 @@ class NodeView:
     ledger: LedgerRecord
     ledger_revision: int
     health: Health
-
-    @property
-    def free(self) -> Quantities:
-        return at_least_zero(minus(self.ledger.allocatable, self.ledger.claimed))
 
 
 @dataclass(frozen=True, slots=True)

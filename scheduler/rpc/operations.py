@@ -8,7 +8,7 @@ from hostler.api.cluster.v1 import operations_pb2, operations_pb2_grpc
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import NotFound, Reason
 from hostler.server import request_checks as checks
-from scheduler.core.decide_vms import cancel
+from scheduler.core.decide_power import cancel
 from scheduler.core.records import OperationRecord
 from scheduler.core.state import ClusterState
 from scheduler.rpc.api import Api

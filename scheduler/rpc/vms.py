@@ -9,8 +9,10 @@ from hostler.api.type.v1 import operation_pb2, vm_pb2
 from hostler.errors import NotFound, Reason
 from hostler.server import request_checks as checks
 from hostler.server.api_wire import mac_from, wished_vm
-from scheduler.core import decide_vms
 from scheduler.core.accept import Request
+from scheduler.core.decide_create import create_vm
+from scheduler.core.decide_migration import migrate_vm
+from scheduler.core.decide_power import delete_vm, reboot_vm, start_vm, stop_vm
 from scheduler.core.state import ClusterState
 from scheduler.rpc.api import Api
 from scheduler.rpc.wire import vm_to_wire
@@ -36,7 +38,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
         macs = [mac_from(self._api.ids.uuid()) for _ in request.vm.nics]
         wish = wished_vm(request.vm_id, request.vm, request.node.removeprefix("nodes/"), request.leave_stopped, uids, macs)
         asked = self._api.request(request, request.request_id)
-        return await self._api.accept(lambda state: decide_vms.create_vm(state, asked, wish, self._api.policy), request.validate_only)
+        return await self._api.accept(lambda state: create_vm(state, asked, wish, self._api.policy), request.validate_only)
 
     async def GetVM(self, request: vms_pb2.GetVMRequest, context: Context) -> vm_pb2.VM:
         checks.require(request, *checks.resource("name", request.name, "vms"))
@@ -62,26 +64,22 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
 
     async def DeleteVM(self, request: vms_pb2.DeleteVMRequest, context: Context) -> operation_pb2.Operation:
         vm_id, asked = self._about(request)
-        return await self._api.accept(
-            lambda state: decide_vms.delete_vm(state, asked, vm_id, request.etag, request.force), request.validate_only
-        )
+        return await self._api.accept(lambda state: delete_vm(state, asked, vm_id, request.etag, request.force), request.validate_only)
 
     async def StartVM(self, request: vms_pb2.StartVMRequest, context: Context) -> operation_pb2.Operation:
         vm_id, asked = self._about(request)
-        return await self._api.accept(lambda state: decide_vms.start_vm(state, asked, vm_id, request.etag), request.validate_only)
+        return await self._api.accept(lambda state: start_vm(state, asked, vm_id, request.etag), request.validate_only)
 
     async def StopVM(self, request: vms_pb2.StopVMRequest, context: Context) -> operation_pb2.Operation:
         checks.require(request, *checks.between("grace_s", request.grace_s, 0, checks.MAX_GRACE_S))
         vm_id, asked = self._about(request)
         return await self._api.accept(
-            lambda state: decide_vms.stop_vm(state, asked, vm_id, request.etag, request.grace_s, request.force), request.validate_only
+            lambda state: stop_vm(state, asked, vm_id, request.etag, request.grace_s, request.force), request.validate_only
         )
 
     async def RebootVM(self, request: vms_pb2.RebootVMRequest, context: Context) -> operation_pb2.Operation:
         vm_id, asked = self._about(request)
-        return await self._api.accept(
-            lambda state: decide_vms.reboot_vm(state, asked, vm_id, request.etag, request.force), request.validate_only
-        )
+        return await self._api.accept(lambda state: reboot_vm(state, asked, vm_id, request.etag, request.force), request.validate_only)
 
     async def MigrateVM(self, request: vms_pb2.MigrateVMRequest, context: Context) -> operation_pb2.Operation:
         checks.require(
@@ -92,7 +90,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
         vm_id, asked = self._about(request)
         destination = request.destination_node.removeprefix("nodes/")
         return await self._api.accept(
-            lambda state: decide_vms.migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy),
+            lambda state: migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy),
             request.validate_only,
         )
 

@@ -97,9 +97,9 @@ def sift(view: ClusterView, request: PlacementRequest, policy: Policy) -> tuple[
     return tuple(feasible), tuple(refusals)
 
 
-def seed_of(operation_id: str, attempt: int) -> int:
-    """The seed of one try of an operation: another try breaks ties in another way."""
-    return int.from_bytes(hashlib.blake2b(f"{operation_id}/{attempt}".encode(), digest_size=SEED_BYTES).digest())
+def seed_of(operation_id: str) -> int:
+    """The seed of an operation: a repeat on the same state chooses the same node."""
+    return int.from_bytes(hashlib.blake2b(operation_id.encode(), digest_size=SEED_BYTES).digest())
 
 
 def tie_break(seed: int, node_id: str) -> bytes:

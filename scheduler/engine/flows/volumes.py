@@ -5,6 +5,7 @@ from dataclasses import replace
 from hostler.errors import HostlerError
 from scheduler.core.accept import enter, fail, succeed
 from scheduler.core.claims import drop_claim
+from scheduler.core.pools import fingerprint_of, reaches
 from scheduler.core.records import StoredError, VolumeRecord, VolumeState, ledger_key, operation_key, volume_key
 from scheduler.core.state import ClusterState
 from scheduler.core.steps import REMOVING, in_phase, release_pool
@@ -19,8 +20,10 @@ def _node_for(run: Run, volume: VolumeRecord) -> str:
     """A node that can reach the volume's pool now: its own, or the first by id that is ready."""
     if volume.node_id:
         return volume.node_id
+    fingerprint = fingerprint_of(run.state, volume.pool_id)
     for node_id, kept in sorted(run.state.nodes.items()):
-        if run.state.health_of(node_id) is Health.READY and any(pool.pool_id == volume.pool_id for pool in kept.record.pools):
+        there = any(reaches(pool, volume.pool_id, fingerprint) for pool in kept.record.pools)
+        if there and run.state.health_of(node_id) is Health.READY:
             return node_id
     raise NodeUnreachable(f"no node that answers has pool {volume.pool_id}")
 

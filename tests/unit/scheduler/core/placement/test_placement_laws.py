@@ -217,7 +217,7 @@ def test_seeds_reach_every_equal_node() -> None:
     """The tie-break would prefer some nodes for ever."""
     request = PlacementRequest("web-9", 1, 100, ServiceClass.BURSTABLE)
     view = ClusterView(1, tuple(roomy(f"n{number}", request) for number in range(5)))
-    results = [place(view, request, SPREAD, seed_of("op-a", attempt)) for attempt in range(500)]
+    results = [place(view, request, SPREAD, seed_of(f"op-{attempt}")) for attempt in range(500)]
     counts = Counter(result.node_id for result in results if isinstance(result, Placement))
     assert len(counts) == 5
     assert min(counts.values()) > 60

@@ -120,14 +120,15 @@ class VMServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartVM(self, request, context):
-        """Starts a stopped VM on the node that holds its claim. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN).
+        """Starts a stopped VM on the node that holds its claim. A running one is left alone.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN), UNAVAILABLE (NODE_UNREACHABLE: it should run on a node that does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM.
+        """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

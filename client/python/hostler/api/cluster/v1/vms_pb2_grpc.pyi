@@ -49,9 +49,11 @@ class VMServiceStub:
     Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_RUNNING without force, VM_FROZEN), ABORTED (ETAG_MISMATCH).
     """
     StartVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.StartVMRequest, _operation_pb2.Operation]
-    """Starts a stopped VM on the node that holds its claim. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN)."""
+    """Starts a stopped VM on the node that holds its claim. A running one is left alone.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN), UNAVAILABLE (NODE_UNREACHABLE: it should run on a node that does not answer).
+    """
     StopVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.StopVMRequest, _operation_pb2.Operation]
-    """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+    """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     MigrateVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.MigrateVMRequest, _operation_pb2.Operation]
@@ -82,9 +84,11 @@ class VMServiceAsyncStub(VMServiceStub):
     Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_RUNNING without force, VM_FROZEN), ABORTED (ETAG_MISMATCH).
     """
     StartVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.StartVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Starts a stopped VM on the node that holds its claim. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN)."""
+    """Starts a stopped VM on the node that holds its claim. A running one is left alone.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN), UNAVAILABLE (NODE_UNREACHABLE: it should run on a node that does not answer).
+    """
     StopVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.StopVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+    """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
     RebootVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     MigrateVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.MigrateVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
@@ -142,7 +146,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vms_pb2.StartVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Starts a stopped VM on the node that holds its claim. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN)."""
+        """Starts a stopped VM on the node that holds its claim. A running one is left alone.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN), UNAVAILABLE (NODE_UNREACHABLE: it should run on a node that does not answer).
+        """
 
     @_abc_1.abstractmethod
     def StopVM(
@@ -150,7 +156,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vms_pb2.StopVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+        """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
 
     @_abc_1.abstractmethod
     def RebootVM(

@@ -122,7 +122,7 @@ class VMServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM.
+        """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

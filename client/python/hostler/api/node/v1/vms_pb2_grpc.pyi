@@ -51,7 +51,7 @@ class VMServiceStub:
     StartVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.StartVMRequest, _operation_pb2.Operation]
     """Starts a stopped VM. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN)."""
     StopVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.StopVMRequest, _operation_pb2.Operation]
-    """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+    """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     WatchVMs: _grpc.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]
@@ -80,7 +80,7 @@ class VMServiceAsyncStub(VMServiceStub):
     StartVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.StartVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Starts a stopped VM. A running one is left alone. Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN)."""
     StopVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.StopVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+    """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
     RebootVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     WatchVMs: _aio.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]  # type: ignore[assignment]
@@ -142,7 +142,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vms_pb2.StopVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Asks the guest to power off, and after the grace period takes its power. Errors: as StartVM."""
+        """Asks the guest to power off, and after the grace period takes its power. A VM that is off is left alone. Errors: as StartVM."""
 
     @_abc_1.abstractmethod
     def RebootVM(

@@ -1,0 +1,94 @@
+"""Whether a VM is migrated and whither, and H0 of the handoff: the destination is charged too, and the owner record is marked."""
+
+from dataclasses import replace
+
+from hostler.errors import FailedPrecondition, NotFound, Reason
+from hostler.model.owner import OwnerState
+from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
+from scheduler.core.claims import Adding
+from scheduler.core.decide_power import check_etag, idle_vm, running
+from scheduler.core.placement.explain import no_capacity
+from scheduler.core.placement.place import NoFit, place, seed_of
+from scheduler.core.placement.policy import Policy
+from scheduler.core.placement.request import PlacementRequest, Purpose
+from scheduler.core.pools import fingerprint_of
+from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, node_key, vm_key
+from scheduler.core.state import ClusterState
+from scheduler.core.steps import RESERVED
+from scheduler.core.transaction import Transaction
+
+
+def migrate_vm(
+    state: ClusterState, request: Request, vm_id: str, etag: str, destination_node_id: str, bandwidth_mib_s: int, policy: Policy
+) -> Accepted:
+    """H0: charge the destination too, and mark the owner record. Raises as start_vm, and NoCapacity with the reason for every node."""
+    if (repeat := repeat_of(state, request)) is not None:
+        return Accepted(repeat, Transaction())
+    kept = running(idle_vm(state, vm_id))
+    check_etag(kept, etag)
+    vm = kept.record
+    _check_destination(state, vm, destination_node_id)
+    asked = _migration_request(state, vm, destination_node_id)
+    answer = place(state.view(), asked, policy, seed_of(request.operation_id))
+    if isinstance(answer, NoFit):
+        raise no_capacity(asked, answer)
+    migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch)
+    accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {answer.node_id}.")
+    operation = replace(accepted, phase=RESERVED, phases=(replace(accepted.phases[0], phase=RESERVED),), migration=migration)
+    claim = ClaimRecord(vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation.operation_id)
+    owner = replace(
+        vm.owner,
+        state=OwnerState.HANDOFF,
+        operation_id=operation.operation_id,
+        destination_node_id=answer.node_id,
+        destination_incarnation=answer.incarnation,
+    )
+    held = replace(vm, owner=owner, operation_id=operation.operation_id)
+    transaction = (
+        journal(operation)
+        .and_then(Transaction({vm_key(vm_id): kept.revision}, {vm_key(vm_id): held}))
+        .and_then(charge(state, Adding(claim)))
+        .and_then(Transaction({node_key(answer.node_id): state.nodes[answer.node_id].revision}))
+    )
+    return Accepted(operation, transaction)
+
+
+def _check_destination(state: ClusterState, vm: VMRecord, destination_node_id: str) -> None:
+    if not destination_node_id:
+        return
+    if destination_node_id == vm.owner.node_id:
+        raise FailedPrecondition(Reason.SAME_NODE, f"VM {vm.vm_id} is on {destination_node_id} already.", "Name another node, or none.")
+    kept = state.nodes.get(destination_node_id)
+    if kept is None:
+        raise NotFound(Reason.NODE_NOT_FOUND, f"There is no node {destination_node_id}.", "See `hostler node list`.")
+    if kept.record.state is not NodeState.ACTIVE:
+        raise FailedPrecondition(
+            Reason.NODE_NOT_ACTIVE, f"Node {destination_node_id} takes no VMs now.", f"`hostler node uncordon {destination_node_id}`"
+        )
+
+
+def _migration_request(state: ClusterState, vm: VMRecord, destination_node_id: str) -> PlacementRequest:
+    fingerprints: dict[str, str] = {}
+    for volume_id in vm.volume_ids:
+        volume = state.volumes[volume_id].record
+        if volume.node_id:
+            raise FailedPrecondition(
+                Reason.NOT_MIGRATABLE,
+                f"Volume {volume_id} is in pool {volume.pool_id} of {volume.node_id}, which no other node reaches.",
+                "Only VMs whose volumes are all in shared pools can be moved.",
+            )
+        fingerprints[volume.pool_id] = fingerprint_of(state, volume.pool_id)
+    return PlacementRequest(
+        vm_id=vm.vm_id,
+        vcpus=vm.domain.vcpus,
+        memory_mib=vm.domain.memory_mib,
+        service_class=vm.domain.service_class,
+        cpu_floor_milli=vm.domain.cpu_floor_milli,
+        purpose=Purpose.MIGRATE,
+        fingerprints=fingerprints,
+        networks=tuple(sorted({nic.bridge for nic in vm.domain.nics})),
+        only_node_id=destination_node_id,
+        excluded={vm.owner.node_id: "it runs there now"},
+        acceleration=state.nodes[vm.owner.node_id].record.acceleration,
+        stored_charge=vm.domain.charged,
+    )
