@@ -54,6 +54,7 @@ class _Pool:
         self._calls = Calls(LOOKS_MAX)
         self._identity: PoolIdentity | None = None
         self.complaint = ""
+        self._image_mib: dict[pool_directory.ImageFile, int] = {}
 
     async def look(self, lane: str, look: Callable[[], T], timeout_s: float | None = None) -> T:
         """`look()` in a thread; one at a time in a lane. Raises PoolMissing, PoolFull, HypervisorUnavailable."""
@@ -84,8 +85,16 @@ class _Pool:
             space.f_blocks * space.f_frsize // MIB,
             space.f_bavail * space.f_frsize // MIB,
             identity.ofd_locks,
-            pool_directory.images(self.root),
+            self._images(),
         )
+
+    def _images(self) -> dict[str, int]:
+        """Blocks. An image is read again when its file has changed."""
+        there = pool_directory.images(self.root)
+        self._image_mib = {
+            file: self._image_mib[file] if file in self._image_mib else pool_directory.image_mib(self.root, file.name) for file in there
+        }
+        return {file.name: mib for file, mib in self._image_mib.items() if mib}
 
     def free_bytes(self) -> int:
         """Blocks."""

@@ -32,6 +32,7 @@ F_OFD_SETLK = 37
 PROBED_BYTE = 101
 """Any byte would do; it is the one that QEMU locks to write."""
 MAX_ID_BYTES = 64
+MIB = 1 << 20
 
 _UID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _VOLUME_UID = re.compile(_UID)
@@ -137,10 +138,39 @@ def open_pool(root: Path) -> PoolIdentity:
     return identity
 
 
-def images(root: Path) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image's file as it was last seen: an equal one has not changed since."""
+
+    name: str
+    inode: int
+    changed_ns: int
+
+
+def images(root: Path) -> tuple[ImageFile, ...]:
+    """The image files by name, whatever is in them."""
+    found = []
     with _subfolder(root, IMAGES) as folder:
-        names = sorted(name.removesuffix(".qcow2") for name in os.listdir(folder.fileno()) if name.endswith(".qcow2"))
-    return tuple(name for name in names if _IMAGE.fullmatch(name))
+        for file_name in sorted(os.listdir(folder.fileno())):
+            name = file_name.removesuffix(".qcow2")
+            if name == file_name or not _IMAGE.fullmatch(name):
+                continue
+            try:
+                about = os.stat(file_name, dir_fd=folder.fileno(), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.append(ImageFile(name, about.st_ino, about.st_ctime_ns))
+    return tuple(found)
+
+
+def image_mib(root: Path, name: str) -> int:
+    """The guest's view of an image's size, rounded up; 0: it cannot be used, or is gone."""
+    with _subfolder(root, IMAGES) as folder:
+        try:
+            with _regular(folder, f"{name}.qcow2") as file:
+                return -(-_qcow2_bytes(file, f"Image {name}") // MIB) if file is not None else 0
+        except NotUsable:
+            return 0
 
 
 def volume_uids(root: Path) -> tuple[str, ...]:

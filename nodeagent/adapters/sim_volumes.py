@@ -75,7 +75,11 @@ def _file(volume_uid: str, image_format: str) -> str:
 
 
 def _view(pool_id: str, file_system: SimFileSystem) -> PoolView:
-    images = sorted(name.removeprefix(IMAGES).removesuffix(".qcow2") for name in file_system.files if name.startswith(IMAGES))
+    images = {
+        name.removeprefix(IMAGES).removesuffix(".qcow2"): file.size_mib
+        for name, file in sorted(file_system.files.items())
+        if name.startswith(IMAGES)
+    }
     return PoolView(
         pool_id,
         file_system.shared,
@@ -83,5 +87,5 @@ def _view(pool_id: str, file_system: SimFileSystem) -> PoolView:
         file_system.capacity_mib,
         file_system.free_mib,
         file_system.locks,
-        tuple(images),
+        images,
     )

@@ -62,7 +62,10 @@ class MigrationProgress:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system."""
+    """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system.
+
+    `images`: what volumes can be made from, size of each by name.
+    """
 
     pool_id: str
     shared: bool
@@ -70,7 +73,7 @@ class PoolView:
     total_mib: int
     free_mib: int
     ofd_locks: bool
-    images: tuple[str, ...]
+    images: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from hostler.model.journal import Request, begin, same_request, succeed
 from hostler.model.owner import Owner, OwnerState
 from hostler.model.quantities import Quantities, memory_key, plus, pool_key, shortfalls, total
 from hostler.model.records import Kept, Observed, OperationRecord, Stop, Verb, VMRecord, VolumeRecord, VolumeState
-from hostler.model.wishes import DEFAULT_GRACE_S, DEFAULT_VOLUME_MIB, ExistingDisk, NewDisk, WishedVM
+from hostler.model.wishes import DEFAULT_GRACE_S, ExistingDisk, NewDisk, WishedVM, volume_mib
 from nodeagent.core.ledger import Account, no_room
 from nodeagent.core.observed import PoolView
 
@@ -183,10 +183,7 @@ def _free_volume(records: HostRecords, volume_id: str) -> VolumeRecord:
 
 
 def _new_volume(records: HostRecords, host: Host, request: Request, volume_id: str, wish: NewDisk, field_name: str) -> VolumeRecord:
-    """A volume to be made; charged to its pool if the pool is this host's alone (nobody here knows what others take from a shared one).
-
-    A copy of an image that nobody gave a size is of the image's size, which is known when it is made: until then the default is charged.
-    """
+    """A volume to be made; charged to its pool if the pool is this host's alone (nobody here knows what others take from a shared one)."""
     if volume_id in records.volumes:
         raise AlreadyExists(Reason.VOLUME_EXISTS, f"There is a volume {volume_id} already.", "Choose another name, or delete that one.")
     pool = next((pool for pool in host.pools if pool.pool_id == wish.pool_id), None)
@@ -195,7 +192,7 @@ def _new_volume(records: HostRecords, host: Host, request: Request, volume_id: s
         raise NotFound(Reason.POOL_NOT_FOUND, f"{host.node_id} has no pool {wish.pool_id}.", "See `hostler node get`.", (violation,))
     if wish.image and wish.image not in pool.images:
         raise NotFound(Reason.IMAGE_NOT_FOUND, f"Pool {wish.pool_id} has no image {wish.image}.", "See `hostler node get`.")
-    size_mib = wish.size_mib if wish.size_mib or wish.image else DEFAULT_VOLUME_MIB
+    size_mib = volume_mib(wish.size_mib, wish.image, pool.images.get(wish.image, 0), f"{field_name.rpartition('.')[0]}.size_mib")
     return VolumeRecord(
         volume_id=volume_id,
         uid=wish.uid,
@@ -206,7 +203,7 @@ def _new_volume(records: HostRecords, host: Host, request: Request, volume_id: s
         image=wish.image,
         state=VolumeState.CREATING,
         create_ms=request.now_ms,
-        charged_mib=0 if pool.shared else size_mib or DEFAULT_VOLUME_MIB,
+        charged_mib=0 if pool.shared else size_mib,
         operation_id=request.operation_id,
     )
 

@@ -10,14 +10,14 @@ from hostler.errors import AlreadyExists, FailedPrecondition, NotFound, Reason
 from hostler.model.cost import cpu_floor_milli
 from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
 from hostler.model.owner import Owner, OwnerState
-from hostler.model.wishes import DEFAULT_VOLUME_MIB, ExistingDisk, NewDisk, WishedVM
+from hostler.model.wishes import ExistingDisk, NewDisk, WishedVM, volume_mib
 from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
 from scheduler.core.claims import Adding
 from scheduler.core.placement.explain import no_capacity
 from scheduler.core.placement.place import NoFit, Placement, place, seed_of
 from scheduler.core.placement.policy import Policy
 from scheduler.core.placement.request import LocalVolume, PlacementRequest
-from scheduler.core.pools import fingerprint_of, is_shared
+from scheduler.core.pools import fingerprint_of, image_mib, is_shared
 from scheduler.core.records import ClaimKind, ClaimRecord, Observed, Verb, VMRecord, VolumeRecord, VolumeState, node_key, vm_key, volume_key
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
@@ -53,9 +53,8 @@ def create_vm(state: ClusterState, request: Request, wish: WishedVM, policy: Pol
 
 
 def _sized(state: ClusterState, wish: WishedVM) -> WishedVM:
-    """The wish with its flavor's size, and default sizes of volumes."""
-    disks = tuple(replace(d, size_mib=d.size_mib or DEFAULT_VOLUME_MIB) if isinstance(d, NewDisk) else d for d in wish.disks)
-    wish = replace(wish, disks=disks)
+    """The wish with its flavor's size, and the sizes of new volumes."""
+    wish = replace(wish, disks=tuple(_sized_disk(state, index, disk) for index, disk in enumerate(wish.disks)))
     if not wish.flavor_id:
         return wish
     kept = state.flavors.get(wish.flavor_id)
@@ -69,6 +68,13 @@ def _sized(state: ClusterState, wish: WishedVM) -> WishedVM:
         cpu_floor_milli=flavor.cpu_floor_milli,
         service_class=flavor.service_class,
     )
+
+
+def _sized_disk(state: ClusterState, index: int, disk: NewDisk | ExistingDisk) -> NewDisk | ExistingDisk:
+    if isinstance(disk, ExistingDisk):
+        return disk
+    least_mib = image_mib(state, disk.pool_id, disk.image)
+    return replace(disk, size_mib=volume_mib(disk.size_mib, disk.image, least_mib, f"vm.disks[{index}].new_volume.size_mib"))
 
 
 def _placement_request(state: ClusterState, wish: WishedVM) -> PlacementRequest:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from hostler.errors import AlreadyExists, Conflict, FailedPrecondition, NoCapacity, NotFound, Reason, Violation, invalid
 from hostler.model.quantities import pool_key
-from hostler.model.wishes import DEFAULT_VOLUME_MIB
+from hostler.model.wishes import volume_mib
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of
 from scheduler.core.claims import add_claim
-from scheduler.core.pools import is_shared
+from scheduler.core.pools import image_mib, is_shared
 from scheduler.core.records import (
     FlavorRecord,
     LedgerRecord,
@@ -31,7 +31,7 @@ def create_volume(
         return Accepted(repeat, Transaction())
     if volume_id in state.volumes:
         raise AlreadyExists(Reason.VOLUME_EXISTS, f"There is a volume {volume_id} already.", "Choose another name, or delete that one.")
-    size_mib = size_mib or DEFAULT_VOLUME_MIB
+    size_mib = volume_mib(size_mib, image, image_mib(state, pool_id, image), "volume.size_mib")
     shared = is_shared(state, pool_id, "volume.pool")
     _check_node(state, pool_id, node_id, shared)
     kept = state.shared_pools.get(pool_id) if shared else state.ledgers.get(node_id)

@@ -33,6 +33,12 @@ def fingerprint_of(state: ClusterState, pool_id: str) -> str:
     return state.shared_pools[pool_id].record.fingerprint
 
 
+def image_mib(state: ClusterState, pool_id: str, image: str) -> int:
+    """The image's size, the largest if nodes have different ones under its name; 0: no node has it, or none is meant."""
+    pools = (pool for kept in state.nodes.values() for pool in kept.record.pools if pool.pool_id == pool_id)
+    return max((pool.images.get(image, 0) for pool in pools), default=0)
+
+
 def reaches(pool: NodePool, pool_id: str, fingerprint: str) -> bool:
     """Whether this pool of a node is the shared pool of that name."""
     return pool.shared and pool.pool_id == pool_id and pool.fingerprint == fingerprint

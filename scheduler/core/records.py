@@ -9,6 +9,7 @@ The two kinds of sums are the only capacity compares. Heartbeats (`HEARTBEATS`) 
 JSON, so that an operator reads them with etcdctl. Times are milliseconds of wall clock: to be shown, never to be decided on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -76,14 +77,14 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodePool:
-    """A storage pool as a node reported it."""
+    """A storage pool as a node reported it. `images`: size in MiB of each by name."""
 
     pool_id: str
     shared: bool
     fingerprint: str
     total_mib: int
     ofd_locks: bool
-    images: tuple[str, ...] = ()
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

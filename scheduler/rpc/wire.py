@@ -76,7 +76,7 @@ def _pool_to_wire(state: ClusterState, pool_id: str, node: NodeRecord) -> volume
         total_mib=pool.total_mib,
         free_mib=max(0, pool.total_mib - claimed),
         lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
-        images=list(pool.images),
+        images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
     )
 
 

@@ -56,7 +56,7 @@ async def test_a_volume_of_an_image_has_its_size_or_the_larger_one_asked_for(sub
     """Size 0 means the image's; a guest must get the disk that was paid for."""
     host = subject.hosts[0]
     await subject.add_image("debian-12", 24)
-    assert [pool.images for pool in await host.pools() if pool.pool_id == SHARED] == [("debian-12",)]
+    assert [pool.images for pool in await host.pools() if pool.pool_id == SHARED] == [{"debian-12": 24}]
     assert await host.ensure(of_image("debian-12")) == 24
     await host.remove(of_image("debian-12"))
     assert await host.ensure(of_image("debian-12", 40)) == 40

@@ -58,7 +58,7 @@ def read_cluster(path: Path) -> ClusterView:
             case "pool":
                 pool_id, reach, *more = words
                 told = pairs(more, {"fingerprint", "images"})
-                images = listed(told.get("images", ""))
+                images = dict.fromkeys(listed(told.get("images", "")), 1)
                 pools.setdefault(name, []).append(NodePool(pool_id, reach == "shared", told.get("fingerprint", ""), 0, True, images))
             case "shared":
                 shared[name] = PoolView(name, ledger({f"pool_mib/{name}": words[0]}), 100 + number)

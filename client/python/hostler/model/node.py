@@ -1,5 +1,6 @@
 """What a node says of itself: its account, its storage, and every VM it holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -8,7 +9,7 @@ from hostler.model.quantities import Quantities
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """A storage pool on one node; sizes in MiB. Shared pools with one fingerprint are one file system."""
+    """A storage pool on one node; sizes in MiB. Shared pools with one fingerprint are one file system. `images`: size of each by name."""
 
     pool_id: str
     shared: bool
@@ -16,7 +17,7 @@ class PoolFacts:
     total_mib: int
     free_mib: int
     ofd_locks: bool
-    images: tuple[str, ...] = ()
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 class VMPower(StrEnum):

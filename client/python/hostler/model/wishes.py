@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass, field
 
+from hostler.errors import Violation, invalid
 from hostler.model.domain import ServiceClass
 
 DEFAULT_GRACE_S = 60
 DEFAULT_VOLUME_MIB = 1024
-"""Size of a volume that nobody gave a size: room for a small guest; qcow2 takes what is written only."""
+"""Size of a volume that nobody gave a size and that is made from no image: room for a small guest; qcow2 takes what is written only."""
+
+
+def volume_mib(size_mib: int, image: str, image_mib: int, field_name: str) -> int:
+    """The size of a new volume: what was asked for, else its image's. Raises InvalidRequest if the image does not fit into what was asked for.
+
+    `image_mib`: 0 for no image, or one whose size is not known.
+    """
+    if 0 < size_mib < image_mib:
+        raise invalid(Violation(field_name, f"image {image} needs {image_mib} MiB; give that or more, or leave it out"))
+    return size_mib or image_mib or DEFAULT_VOLUME_MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def pool_to_wire(pool: PoolFacts) -> volume_pb2.Pool:
         total_mib=pool.total_mib,
         free_mib=pool.free_mib,
         lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
-        images=list(pool.images),
+        images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
     )
 
 
@@ -181,7 +181,7 @@ def pool_from_wire(pool: volume_pb2.Pool) -> PoolFacts:
         total_mib=pool.total_mib,
         free_mib=pool.free_mib,
         ofd_locks=pool.lock_kind == volume_pb2.Pool.OFD,
-        images=tuple(pool.images),
+        images={image.name: image.size_mib for image in pool.images},
     )
 
 

@@ -9,5 +9,5 @@ def images(view: NodeView, request: PlacementRequest) -> Reject | None:
     if not request.images:
         return None
     there = {pool.pool_id: pool.images for pool in view.node.pools}
-    absent = [f"no image {image} in pool {pool_id}" for pool_id, image in request.images if image not in there.get(pool_id, (image,))]
+    absent = [f"no image {image} in pool {pool_id}" for pool_id, image in request.images if image not in there.get(pool_id, {image: 0})]
     return Reject(view.node.node_id, Rule.IMAGE, ", ".join(sorted(absent))) if absent else None

@@ -177,6 +177,22 @@ async def test_a_crafted_image_makes_no_volume(root: Path) -> None:
     assert files(root) == {"images/base.qcow2"}
 
 
+async def test_images_are_offered_with_their_size(root: Path) -> None:
+    """A volume charged with another size than its image needs, or an image offered that nothing can be made from."""
+    volumes, image = volumes_of(root), str(root / "images" / "base.qcow2")
+
+    async def offered() -> dict[str, int]:
+        return dict((await volumes.pools())[0].images)
+
+    await qemu_img("create", "-q", "-f", "qcow2", image, str(5 * MIB + 1024))
+    await qemu_img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/null", "-u", str(root / "images" / "backed.qcow2"), "9M")
+    (root / "images" / "text.qcow2").write_text("no image")
+    (root / "images" / "link.qcow2").symlink_to(image)
+    assert await offered() == {"base": 6}
+    await qemu_img("resize", "-q", image, "7M")
+    assert await offered() == {"base": 7}
+
+
 async def test_an_image_that_breaks_the_copy_leaves_nothing(root: Path) -> None:
     """A header that is right says nothing of the rest."""
     image = root / "images" / "base.qcow2"

@@ -15,7 +15,7 @@ CAPS = st.builds(CapacityCap, st.integers(0, 20_000), st.integers(0, 20_000))
 STRANGERS = st.lists(
     st.builds(lambda v, m: DomainView("x", "x", Power.RUNNING, None, v, m), st.integers(0, 8), st.integers(0, 2048)), max_size=4
 )
-POOLS = (PoolView("local", False, "f1", 1000, 10, True, ()), PoolView("nas", True, "f2", 9000, 10, True, ()))
+POOLS = (PoolView("local", False, "f1", 1000, 10, True, {}), PoolView("nas", True, "f2", 9000, 10, True, {}))
 CHARGES = st.lists(
     st.dictionaries(st.sampled_from([CPU_MILLI, memory_key(0), memory_key(1), pool_key("local")]), st.integers(0, 3000)), max_size=12
 )

@@ -26,8 +26,8 @@ from nodeagent.core.standalone_steps import By
 
 CAPACITY = {CPU_MILLI: 1000, memory_key(0): 2000, memory_key(1): 1000, pool_key("local"): 5000}
 POOLS = (
-    PoolView("local", False, "f1", 5000, 5000, True, ("guest",)),
-    PoolView("nas", True, "f2", 9000, 9000, True, ("guest",)),
+    PoolView("local", False, "f1", 5000, 5000, True, {"guest": 300}),
+    PoolView("nas", True, "f2", 9000, 9000, True, {"guest": 300}),
 )
 BY = By("h1", 5)
 T = TypeVar("T")
@@ -249,7 +249,7 @@ def test_a_volume_is_charged_by_its_size_as_soon_as_that_is_known() -> None:
         HostRecords(), decide.create_vm(HostRecords(), host_for(HostRecords()), request(1), wish("a", NewDisk("local", 0, "guest", "u")))
     )
     volume = records.volumes["a-disk0"].record
-    assert (volume.size_mib, volume.charged_mib) == (0, 1024)
+    assert (volume.size_mib, volume.charged_mib) == (300, 300)
     operation_id = request(1).operation_id
     small = taken(records, steps.volumes_made(records, operation_id, {"a-disk0": 64}, host_for(records).account, BY))
     assert small.volumes["a-disk0"].record.charged_mib == 64

@@ -25,7 +25,7 @@ from nodeagent.core.standalone_steps import By
 from nodeagent.engine.journal import OPERATIONS, RETRY_FIRST_S, Journal
 
 PLENTY = Account({"cpu_milli": 10_000, "memory_mib/0": 10_000, "pool_mib/local": 10_000}, {}, {}, {})
-HOST = Host("h1", PLENTY, (PoolView("local", False, "f", 10_000, 10_000, True, ()),), ())
+HOST = Host("h1", PLENTY, (PoolView("local", False, "f", 10_000, 10_000, True, {}),), ())
 BY = By("h1", 5)
 Decide = Callable[[HostRecords], Step | None]
 

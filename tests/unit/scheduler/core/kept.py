@@ -19,15 +19,15 @@ from scheduler.core.view import Health
 from scheduler.engine.mirror import put_record
 
 BY = By("s1@1", 7)
-NAS = PoolFacts("nas", shared=True, fingerprint="fs-1", total_mib=10_000, free_mib=10_000, ofd_locks=True, images=("guest",))
+NAS = PoolFacts("nas", shared=True, fingerprint="fs-1", total_mib=10_000, free_mib=10_000, ofd_locks=True, images={"guest": 300})
 
 
 def asked(name: str, body: str = "") -> Request:
     return Request("user/ann", name, body or name, 1)
 
 
-def wish(vm_id: str, pool_id: str = "nas", *, image: str = "", leave_stopped: bool = False) -> WishedVM:
-    disk = NewDisk(pool_id, 100, image, f"uid-{vm_id}-disk0")
+def wish(vm_id: str, *, disk: NewDisk | None = None, leave_stopped: bool = False) -> WishedVM:
+    disk = disk or NewDisk("nas", 100, "", f"uid-{vm_id}-disk0")
     return WishedVM(vm_id, f"uid-{vm_id}", "", 1, 512, 0, None, (disk,), (), leave_stopped=leave_stopped)
 
 

@@ -46,8 +46,8 @@ def ledgers(draw: st.DrawFn, keys: tuple[str, ...], shrunk: bool = False) -> Led
 def nodes(draw: st.DrawFn, node_id: str, sound: bool = False) -> NodeView:
     faults = draw(st.sets(st.sampled_from(NODE_FAULTS), max_size=2)) if not sound and draw(st.booleans()) else set()
     keys = (CPU_MILLI, *(memory_key(cell) for cell in range(draw(st.integers(1, 3)))), pool_key(LOCAL))
-    nas = NodePool(SHARED, "nas local" not in faults, "fp2" if "other nas" in faults else "fp1", 4000, True, ("cirros",))
-    local = NodePool(LOCAL, "local" in faults, "", 4000, True, () if "image" in faults else ("cirros",))
+    nas = NodePool(SHARED, "nas local" not in faults, "fp2" if "other nas" in faults else "fp1", 4000, True, {"cirros": 1})
+    local = NodePool(LOCAL, "local" in faults, "", 4000, True, {} if "image" in faults else {"cirros": 1})
     ledger = draw(ledgers(keys, "shrunk" in faults))
     record = NodeRecord(
         node_id=node_id,
@@ -104,8 +104,8 @@ def roomy(node_id: str, request: PlacementRequest) -> NodeView:
     """An empty node that can take the request, written without asking the code under test."""
     shared = {*request.shared_mib, *request.fingerprints}
     local = {*request.local_mib, *(volume.pool_id for volume in request.local_volumes), *(pool for pool, _ in request.images)} - shared
-    pools = [NodePool(pool, False, "", 10**6, True, ("cirros",)) for pool in sorted(local)]
-    pools += [NodePool(pool, True, request.fingerprints.get(pool, ""), 10**6, True, ("cirros",)) for pool in sorted(shared)]
+    pools = [NodePool(pool, False, "", 10**6, True, {"cirros": 1}) for pool in sorted(local)]
+    pools += [NodePool(pool, True, request.fingerprints.get(pool, ""), 10**6, True, {"cirros": 1}) for pool in sorted(shared)]
     plenty = {CPU_MILLI: 10**6, memory_key(0): 10**6} | {pool_key(pool): 10**6 for pool in local}
     record = NodeRecord(
         node_id,

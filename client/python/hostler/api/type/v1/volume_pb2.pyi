@@ -179,8 +179,8 @@ class Pool(_message.Message):
     lock_kind: Global___Pool.LockKind.ValueType
     """How writers are kept apart."""
     @_builtins.property
-    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Images that volumes can be made from."""
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
+        """Images that volumes can be made from, by name. A file that cannot be used as an image is not among them."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class Pool(_message.Message):
         total_mib: _builtins.int = ...,
         free_mib: _builtins.int = ...,
         lock_kind: Global___Pool.LockKind.ValueType = ...,
-        images: _abc.Iterable[_builtins.str] | None = ...,
+        images: _abc.Iterable[Global___Image] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -200,3 +200,29 @@ class Pool(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    """A disk image in a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_MIB_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name that a new volume's `image` gives."""
+    size_mib: _builtins.int
+    """Size of its disk in MiB, rounded up: the least size of a volume made from it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_mib: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size_mib", b"size_mib"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
