@@ -4,10 +4,12 @@ The scheduler keeps them in its store, a standalone node agent in its own files.
 Times are milliseconds of wall clock: to be shown, never to be decided on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from hostler import errors
 from hostler.errors import HostlerError
 from hostler.model.domain import DomainSpec
 from hostler.model.owner import Owner
@@ -103,16 +105,29 @@ ENDED = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationSta
 
 @dataclass(frozen=True, slots=True)
 class StoredError:
-    """A refusal as stored: the class of the taxonomy by name, and its parts."""
+    """A refusal as stored: the class of the taxonomy by name, and its parts. `violations`: field and description of each."""
 
     kind: str
     reason: str
     message: str
     fix: str = ""
+    violations: tuple[tuple[str, str], ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(error: HostlerError) -> "StoredError":
-        return StoredError(type(error).__name__, error.reason.value, error.message, error.fix)
+        """A class derived from one of the taxonomy is stored as that one."""
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == HostlerError.__module__)
+        violations = tuple((violation.field, violation.description) for violation in error.violations)
+        return StoredError(kind.__name__, error.reason.value, error.message, error.fix, violations, dict(error.metadata))
+
+    def refusal(self) -> HostlerError:
+        """The error that was stored; what a newer version has stored and this one does not know is Internal, and says so in `metadata`."""
+        kind = getattr(errors, self.kind, errors.Internal)
+        reason, metadata = errors.Reason.__members__.get(self.reason), dict(self.metadata)
+        if reason is None or not issubclass(kind, HostlerError):
+            kind, reason, metadata["reason"] = errors.Internal, errors.Reason.INTERNAL, self.reason
+        return kind(reason, self.message, self.fix, tuple(errors.Violation(*violation) for violation in self.violations), metadata)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hostler import errors
 from hostler.api.type.v1 import operation_pb2, vm_pb2, volume_pb2
-from hostler.errors import Reason, Violation, invalid
+from hostler.errors import Violation, invalid
 from hostler.model.journal import Request, can_cancel
 from hostler.model.owner import OwnerState
-from hostler.model.records import Observed, OperationRecord, StoredError, Verb, VMRecord, VolumeRecord
+from hostler.model.records import Observed, OperationRecord, Verb, VMRecord, VolumeRecord
 from hostler.model.wishes import ExistingDisk, NewDisk, WishedNic, WishedVM
 from hostler.rpc_status import to_status
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, quantities_to_wire
@@ -130,19 +129,11 @@ def operation_to_wire(
 
 def _result(operation: OperationRecord, vm: vm_pb2.VM | None, message: operation_pb2.Operation) -> None:
     if operation.error is not None:
-        message.error.CopyFrom(to_status(_error(operation.error)))
+        message.error.CopyFrom(to_status(operation.error.refusal()))
     elif operation.final_vm is not None:
         message.vm.CopyFrom(vm or vm_to_wire(operation.final_vm, ""))
     elif operation.final_volume is not None:
         message.volume.CopyFrom(volume_to_wire(operation.final_volume, ""))
-
-
-def _error(stored: StoredError) -> errors.HostlerError:
-    kind = getattr(errors, stored.kind, errors.Internal)
-    error = kind(Reason(stored.reason), stored.message, stored.fix)
-    if not isinstance(error, errors.HostlerError):
-        raise TypeError(f"{stored.kind} is no refusal")
-    return error
 
 
 def wished_vm(vm_id: str, vm: vm_pb2.VM, only_node_id: str, leave_stopped: bool, uids: Sequence[str], macs: Sequence[str]) -> WishedVM:
