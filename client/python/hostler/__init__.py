@@ -4,6 +4,8 @@
         creating = await cluster.create_vm("web-1", flavor="small", image="debian-12", pool="shared", networks=["br0"])
         print((await creating.wait()).vm.node)
 
+`hostler.connect_node("h1@10.0.0.11:7500", ...)` gives a `Host`: the same for one host that runs without a scheduler.
+
 Names are looked up on first use: `hostler.errors` and `hostler.model` are imported by code that must not pay for gRPC.
 """
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
         Unavailable,
         Violation,
     )
+    from hostler.machines import left_alone
+    from hostler.node import Host, connect_node
     from hostler.operations import OperationFailed, OperationHandle
     from hostler.watch import Bookmark, Deleted, Resync, Updated
 
@@ -43,6 +47,9 @@ _ERRORS = (
 _HOME: dict[str, str] = {
     "connect": "hostler.cluster",
     "Cluster": "hostler.cluster",
+    "connect_node": "hostler.node",
+    "Host": "hostler.node",
+    "left_alone": "hostler.machines",
     "OperationHandle": "hostler.operations",
     "OperationFailed": "hostler.operations",
     "Updated": "hostler.watch",
@@ -67,6 +74,7 @@ __all__ = [
     "Deleted",
     "FailedPrecondition",
     "Flavor",
+    "Host",
     "HostlerError",
     "Internal",
     "InvalidRequest",
@@ -86,6 +94,8 @@ __all__ = [
     "Violation",
     "Volume",
     "connect",
+    "connect_node",
+    "left_alone",
 ]
 
 

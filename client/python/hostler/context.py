@@ -8,9 +8,14 @@
     key = "prod/tls.key"
     ca = "prod/ca.crt"
 
-The file is `$HOSTLER_CONFIG`, else `hostler/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`; paths in it are relative to it. It holds no
-secret. What a caller does not give comes from one source, never from two: the context that the caller names, else the one in HOSTLER_CONTEXT, else
-the other HOSTLER_ variables if any is set, else the file's current context.
+    [contexts.h1]
+    node_endpoint = "h1@10.0.0.11:7500"
+    ...
+
+A context with `endpoint` is a cluster, one with `node_endpoint` a single host that runs standalone. The file is `$HOSTLER_CONFIG`, else
+`hostler/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`; paths in it are relative to it. It holds no secret. What a caller does not give comes
+from one source, never from two: the context that the caller names, else the one in HOSTLER_CONTEXT, else the other HOSTLER_ variables if any is set,
+else the file's current context.
 """
 
 import json
@@ -26,27 +31,29 @@ from typing import Any
 from hostler.errors import InvalidRequest, NotFound, Reason, Violation
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
-CONNECTION = ("HOSTLER_ENDPOINT", "HOSTLER_CERT", "HOSTLER_KEY", "HOSTLER_CA", "HOSTLER_INSECURE")
-"""The variables that say where the cluster is and who we are."""
+CONNECTION = ("HOSTLER_ENDPOINT", "HOSTLER_NODE_ENDPOINT", "HOSTLER_CERT", "HOSTLER_KEY", "HOSTLER_CA", "HOSTLER_INSECURE")
+"""The variables that say where the cluster, or the host, is and who we are."""
 MAX_FILE_BYTES = 1 << 20
 """Thousands of contexts; a larger file is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One connection: `endpoint` as in HOSTLER_ENDPOINT, PEM files; or `insecure` and no files."""
+    """One connection: `endpoint` or `node_endpoint` as in HOSTLER_ENDPOINT and HOSTLER_NODE_ENDPOINT, PEM files; or `insecure` and no files."""
 
-    endpoint: str
+    endpoint: str = ""
     cert: str = ""
     key: str = ""
     ca: str = ""
     insecure: bool = False
+    node_endpoint: str = ""
 
     def variables(self, directory: Path) -> dict[str, str]:
         """The HOSTLER_ variables that mean the same; paths are relative to `directory`."""
         files = {"CERT": self.cert, "KEY": self.key, "CA": self.ca}
         found = {f"HOSTLER_{name}": str(directory / Path(path).expanduser()) for name, path in files.items() if path}
-        return {"HOSTLER_ENDPOINT": self.endpoint, "HOSTLER_INSECURE": "1" if self.insecure else "", **found}
+        where = {"HOSTLER_ENDPOINT": self.endpoint, "HOSTLER_NODE_ENDPOINT": self.node_endpoint}
+        return {**where, "HOSTLER_INSECURE": "1" if self.insecure else "", **found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,14 @@ def variables(name: str | None, environment: Mapping[str, str]) -> Mapping[str, 
     if not (wanted or contexts.current):
         return environment
     return {**environment, **dict.fromkeys(CONNECTION, ""), **contexts.get(wanted or contexts.current).variables(path.parent)}
+
+
+def means_one_host(name: str | None, environment: Mapping[str, str]) -> bool:
+    """Whether that source leads to a single host rather than to a cluster. Raises as `variables`; InvalidRequest if it names both."""
+    found = variables(name, environment)
+    if found.get("HOSTLER_ENDPOINT") and found.get("HOSTLER_NODE_ENDPOINT"):
+        raise _refused("endpoint", "HOSTLER_ENDPOINT and HOSTLER_NODE_ENDPOINT are both set; unset one of them")
+    return bool(found.get("HOSTLER_NODE_ENDPOINT"))
 
 
 def load(path: Path) -> Contexts:
@@ -156,8 +171,10 @@ def _context(where: str, fields: Mapping[str, Any]) -> Context:
             raise ValueError(f"unknown key {where}.{key}")
         if not isinstance(value, bool if key == "insecure" else str):
             raise ValueError(f"{where}.{key} has the wrong type")
-    if not fields.get("endpoint"):
+    if not (fields.get("endpoint") or fields.get("node_endpoint")):
         raise ValueError(f"{where}.endpoint is missing")
+    if fields.get("endpoint") and fields.get("node_endpoint"):
+        raise ValueError(f"{where} has both endpoint and node_endpoint")
     return Context(**fields)
 
 

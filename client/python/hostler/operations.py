@@ -1,6 +1,7 @@
-"""An operation in a program's hands: watch it, wait for it, cancel it, whatever happens to the replica that was asked first.
+"""An operation in a program's hands: watch it, wait for it, cancel it, whatever happens to the server that was asked first.
 
-Any replica answers for any operation, and each watch begins with how the operation stands. So a lost stream is simply opened again elsewhere.
+Any replica of a cluster answers for any operation, and each watch begins with how the operation stands. So a lost stream is simply opened again
+elsewhere, or on the same single host.
 A stream that is silent for long is opened again too: an operation at rest cannot be told from a replica that hangs.
 """
 
@@ -8,15 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
-import grpc.aio
-
-from hostler.api.cluster.v1 import operations_pb2
 from hostler.api.type.v1.operation_pb2 import Operation
-from hostler.cancellation import cancellation_kept
 from hostler.connection import RECONNECT_S, Attempts, Connection
-from hostler.errors import DeadlineExceeded, HostlerError, Reason, Unavailable
-from hostler.rpc_status import from_rpc_error, from_status
+from hostler.errors import DeadlineExceeded, HostlerError, Reason
+from hostler.rpc_status import from_status
 
 QUIET_S = 15.0
 """A silent watch is opened again on the next replica after so long."""
@@ -33,7 +31,7 @@ class OperationFailed(HostlerError):
 class OperationHandle:
     """`operation` is the newest that was heard of it."""
 
-    _connection: Connection
+    _connection: Connection[Any]
     operation: Operation
 
     @property
@@ -63,46 +61,40 @@ class OperationHandle:
 
     async def watch(self) -> AsyncGenerator[Operation]:
         """The operation now and at each change until it is done. Raises NotFound, Unavailable."""
+        request = self._messages.WatchOperationRequest(name=self.name)
         attempts = Attempts(self._connection, RECONNECT_S)
         last: Operation | None = None
         while True:
             replica = self._connection.replica
-            call = replica.operations.WatchOperation(operations_pb2.WatchOperationRequest(name=self.name))
             try:
-                while True:
-                    async with asyncio.timeout(QUIET_S):
-                        with cancellation_kept():
-                            answer = await call.read()
-                    if not isinstance(answer, operations_pb2.WatchOperationResponse):
-                        raise Unavailable(Reason.SCHEDULER_UNAVAILABLE, "The watch ended before the operation.")
-                    attempts.succeeded()
-                    self.operation = answer.operation
-                    if answer.operation != last:
-                        last = answer.operation
-                        yield answer.operation
-                    if answer.operation.done:
-                        return
-            except TimeoutError:
-                lost: HostlerError = Unavailable(Reason.SCHEDULER_UNAVAILABLE, f"The replica was silent for {QUIET_S:g} s.")
-            except Unavailable as error:
-                lost = error
-            except grpc.aio.AioRpcError as error:
-                lost = from_rpc_error(error)
-            finally:
-                call.cancel()
-            await attempts.failed(replica, lost)
+                stream = self._connection.stream(replica, lambda stubs: stubs.operations.WatchOperation(request), QUIET_S)
+                async with aclosing(stream) as answers:
+                    async for answer in answers:
+                        attempts.succeeded()
+                        self.operation = answer.operation
+                        if answer.operation != last:
+                            last = answer.operation
+                            yield answer.operation
+                        if answer.operation.done:
+                            return
+            except HostlerError as lost:
+                await attempts.failed(replica, lost)
 
     async def refresh(self) -> Operation:
         """How it stands now."""
-        request = operations_pb2.GetOperationRequest(name=self.name)
-        self.operation = await self._connection.call(lambda replica: replica.operations.GetOperation, request)
+        request = self._messages.GetOperationRequest(name=self.name)
+        self.operation = await self._connection.call(lambda stubs: stubs.operations.GetOperation, request)
         return self.operation
 
     async def cancel(self) -> Operation:
         """Ask it to stop; wait for it to see whether it did. Raises FailedPrecondition (NOT_CANCELLABLE)."""
-        request = operations_pb2.CancelOperationRequest(name=self.name)
-        self.operation = await self._connection.call(lambda replica: replica.operations.CancelOperation, request)
+        request = self._messages.CancelOperationRequest(name=self.name)
+        self.operation = await self._connection.call(lambda stubs: stubs.operations.CancelOperation, request)
         return self.operation
+
+    @property
+    def _messages(self) -> Any:  # noqa: ANN401 a generated module
+        return self._connection.api.operations
 
     def result(self) -> Operation:
         """The operation as it ended. Raises OperationFailed."""

@@ -24,7 +24,8 @@ class LossyProxy:
         try:
             await asyncio.gather(self._pump(reader, up_writer, answers=False), self._pump(up_reader, writer, answers=True))
         except ConnectionError:
-            self.cut()
+            writer.transport.abort()
+            up_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         while data := await reader.read(CHUNK):
@@ -37,8 +38,13 @@ class LossyProxy:
         """Nobody gets through any more."""
         if self._server is not None:
             self._server.close()
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Who is connected is cut off, and may connect again."""
         for writer in self._writers:
             writer.transport.abort()
+        self._writers.clear()
 
 
 @asynccontextmanager

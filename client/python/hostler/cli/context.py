@@ -62,8 +62,8 @@ def create(
 
     Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod --use
     """
-    from hostler.connection import settings
     from hostler.context import Context
+    from hostler.settings import settings
 
     with refusals_shown():
         found = settings(**target_of(ctx).options)

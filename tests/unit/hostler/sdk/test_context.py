@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hostler.connection import settings
 from hostler.context import Context, Contexts, file_path, load, save, variables
 from hostler.errors import HostlerError, InvalidRequest, NotFound
+from hostler.settings import settings
 
 PROD = Context("10.0.0.1:7443,10.0.0.2:7443", "prod/tls.crt", "prod/tls.key", "/etc/hostler/ca.crt")
 DEV = Context("127.0.0.1:7443", insecure=True)
