@@ -58,18 +58,18 @@ def told(whole: Sequence[Finding | None], settings: Settings, who: str) -> tuple
 async def _finding(endpoint: str, settings: Settings) -> Finding | None:
     host, _, port = endpoint.rpartition(":")
     host = host.strip("[]")
-    step = "take the connection"
+    step = "does not take a connection"
     try:
         async with asyncio.timeout(PROBE_S):
             reader, writer = await _dialled(host, int(port))
             try:
-                step = "answer on it"
+                step = "takes the connection and says nothing"
                 return await (_plain(endpoint, settings, reader, writer) if settings.insecure else _tls(endpoint, settings, reader, writer))
             finally:
                 writer.transport.abort()
     except TimeoutError:
         return Finding(
-            f"{endpoint} does not {step} within {PROBE_S:g} s.",
+            f"{endpoint} {step} within {PROBE_S:g} s.",
             "Check the address, and that nothing between here and there drops the packets.",
             lasting=False,
         )
