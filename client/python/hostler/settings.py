@@ -40,6 +40,16 @@ class Settings:
     call_s: float = CALL_S
     server_name: str = SCHEDULER_DNS_NAME
 
+    @property
+    def one_host(self) -> bool:
+        return self.server_name != SCHEDULER_DNS_NAME
+
+    @property
+    def where(self) -> str:
+        """What leads here again: the endpoints of a cluster, or `NODE@host:port`."""
+        addresses = ",".join(self.endpoints)
+        return f"{self.server_name.partition('.')[0]}@{addresses}" if self.one_host and self.server_name else addresses
+
 
 def settings(
     endpoints: str | Sequence[str] | None = None,
@@ -58,11 +68,7 @@ def settings(
     environment = os.environ if environment is None else environment
     env = variables(context, environment)
     if not endpoints and means_one_host(context, environment):
-        raise _unusable(
-            "endpoint",
-            f"is not set: {env['HOSTLER_NODE_ENDPOINT']} is a single host, and this needs a cluster",
-            "Name a cluster with --endpoint, --context or HOSTLER_ENDPOINT; a program asks a host with hostler.connect_node().",
-        )
+        raise needs_a_cluster(env["HOSTLER_NODE_ENDPOINT"])
     given = endpoints if endpoints else env.get("HOSTLER_ENDPOINT", "")
     listed = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given) if part.strip())
     if not listed:
@@ -105,6 +111,15 @@ def node_settings(
         )
     server_name = f"{found['node']}.node.{DNS_SUFFIX}" if found["node"] else ""
     return _secured((found["address"],), server_name, cert, key, ca, insecure, call_s, env)
+
+
+def needs_a_cluster(host: str) -> InvalidRequest:
+    """Said to whoever asks one host for what only a cluster has."""
+    return _unusable(
+        "endpoint",
+        f"is not set: {host} is a single host, and this needs a cluster",
+        "Name a cluster with --endpoint, --context or HOSTLER_ENDPOINT; a program asks a host with hostler.connect_node().",
+    )
 
 
 def _secured(

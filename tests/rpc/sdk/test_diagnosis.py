@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 import hostler
 from devcluster.cluster import DevCluster, DevOptions, dev_cluster
@@ -249,15 +250,17 @@ async def test_files_that_do_not_fit_together(cluster: DevCluster, strangers: Pa
     tls, other = cluster.user_certificate(), strangers / "user"
     (tmp_path / "none.crt").write_text("nothing")
     encrypted = tmp_path / "encrypted.key"
-    encrypted.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
-    for cert, key, ca, told in (
+    key = serialization.load_pem_private_key((tls / "tls.key").read_bytes(), None)
+    how = serialization.BestAvailableEncryption(b"secret")
+    encrypted.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how))
+    for cert, private, ca, told in (
         (tls / "tls.crt", other / "tls.key", tls / "ca.crt", "is not the key of"),
         (tls / "tls.crt", encrypted, tls / "ca.crt", "is no unencrypted PEM file"),
         (tls / "tls.crt", tls / "tls.key", tmp_path / "none.crt", "is no PEM file of certificates"),
         (tmp_path / "absent.crt", tls / "tls.key", tls / "ca.crt", "cannot be read"),
     ):
         with pytest.raises(hostler.InvalidRequest, match=told):
-            async with hostler.connect("127.0.0.1:1", cert=cert, key=key, ca=ca):
+            async with hostler.connect("127.0.0.1:1", cert=cert, key=private, ca=ca):
                 pass
 
 

@@ -3,15 +3,20 @@
 import os
 import sys
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hostler.cli import context as context_commands
 from hostler.cli import flavor, node, operation, vm, volume
 from hostler.cli.exit_codes import EPILOG, ExitCode
+from hostler.cli.output import NONE, say, short, table
 from hostler.cli.plugins import PluginGroup
-from hostler.cli.session import Target
+from hostler.cli.session import Target, run
+
+if TYPE_CHECKING:
+    from hostler.cluster import Cluster
+    from hostler.node import Host
 
 app = typer.Typer(
     name="hostler",
@@ -22,12 +27,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(vm.app, name="vm")
-app.add_typer(node.app, name="node")
-app.add_typer(volume.app, name="volume")
-app.add_typer(flavor.app, name="flavor")
-app.add_typer(operation.app, name="op")
-app.add_typer(context_commands.app, name="context")
+COMMANDS: tuple[tuple[typer.Typer, str, tuple[str, ...]], ...] = (
+    (vm.app, "vm", ("vms",)),
+    (node.app, "node", ("nodes",)),
+    (volume.app, "volume", ("volumes", "vol")),
+    (flavor.app, "flavor", ("flavors",)),
+    (operation.app, "op", ("ops", "operation", "operations")),
+    (context_commands.app, "context", ("contexts",)),
+)
+"""Each with the other names that users of kubectl and incus type; help does not show those."""
+
+for commands, name, others in COMMANDS:
+    app.add_typer(commands, name=name)
+    for other in others:
+        app.add_typer(commands, name=other, hidden=True)
 
 
 @app.callback()
@@ -39,14 +52,30 @@ def options(
     ca: Annotated[str | None, typer.Option(metavar="FILE", help="The cluster's authority. [HOSTLER_CA]")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS; for loopback only. [HOSTLER_INSECURE=1]")] = False,
     context: Annotated[str | None, typer.Option(metavar="NAME", help="A connection kept by name. [HOSTLER_CONTEXT]")] = None,
+    node_endpoint: Annotated[
+        str | None, typer.Option(metavar="NODE@HOST:PORT", help="One host without a scheduler. [HOSTLER_NODE_ENDPOINT]")
+    ] = None,
 ) -> None:
-    ctx.obj = Target(endpoint, cert, key, ca, True if insecure else None, context)
+    if endpoint and node_endpoint:
+        raise typer.BadParameter("cannot be combined with --endpoint: a cluster or one host is asked", param_hint="--node-endpoint")
+    ctx.obj = Target(endpoint, cert, key, ca, True if insecure else None, context, node_endpoint)
 
 
 @app.command()
-def version() -> None:
-    """Print the version."""
+def version(
+    ctx: typer.Context, server: Annotated[bool, typer.Option("--server", help="And that of each node's agent that is known.")] = False
+) -> None:
+    """Print this program's version. Example: hostler version --server"""
     typer.echo(installed_version("hostler"))
+    if server:
+        run(ctx, _agents)
+
+
+async def _agents(asked: "Cluster | Host") -> None:
+    from hostler.node import Host
+
+    nodes = [await asked.get_host()] if isinstance(asked, Host) else [node async for node in asked.list_nodes()]
+    say(table(("NODE", "AGENT", "HYPERVISOR"), [(short(node.name), node.agent_version or NONE, node.hypervisor or NONE) for node in nodes]))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hostler.context import Contexts
 
 app = typer.Typer(
-    help="Keep connections to clusters by name.",
+    help="Keep connections to clusters, and to single hosts, by name.",
     no_args_is_help=True,
     epilog="Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod && hostler vm list",
 )
@@ -44,13 +44,15 @@ def list_(output: Annotated[ListFormat, typer.Option("-o", "--output", help="How
             say("\n".join(name for name, _ in listed))
         case ListFormat.JSON | ListFormat.YAML:
             rows = [
-                {"name": name, "current": name == contexts.current, "endpoint": one.endpoint}
+                {"name": name, "current": name == contexts.current, "endpoint": one.endpoint, "node_endpoint": one.node_endpoint}
                 | {"cert": one.cert, "key": one.key, "ca": one.ca, "insecure": one.insecure}
                 for name, one in listed
             ]
             typer.echo(dumped(rows, Format(output.value)))
         case ListFormat.TABLE:
-            cells = [("*" if name == contexts.current else "", name, one.endpoint, one.cert or NONE) for name, one in listed]
+            cells = [
+                ("*" if name == contexts.current else "", name, one.endpoint or one.node_endpoint, one.cert or NONE) for name, one in listed
+            ]
             say(table(("", "NAME", "ENDPOINT", "CERTIFICATE"), cells))
 
 
@@ -63,12 +65,12 @@ def create(
     Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod --use
     """
     from hostler.context import Context
-    from hostler.settings import settings
 
     with refusals_shown():
-        found = settings(**target_of(ctx).options)
+        found = target_of(ctx).settings
         cert, key, ca = (str(path.absolute()) if path else "" for path in (found.cert, found.key, found.ca))
-        kept = Context(",".join(found.endpoints), cert, key, ca, found.insecure)
+        where = {"node_endpoint" if found.one_host else "endpoint": found.where}
+        kept = Context(cert=cert, key=key, ca=ca, insecure=found.insecure, **where)
         _change(lambda contexts: contexts.with_one(name, kept).using(name) if use else contexts.with_one(name, kept))
         say(f"context {name} kept{' and used' if _loaded().current == name else ''}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hostler.cli.output import FLAVORS, Format, say, show
-from hostler.cli.session import DryRun, Output, RequestId, run
+from hostler.cli.session import DryRun, Output, RequestId, run_cluster
 
 if TYPE_CHECKING:
     from hostler.cluster import Cluster
@@ -57,7 +57,7 @@ def create(
         )
         say(show([flavor], FLAVORS, output, one=True))
 
-    run(ctx, work)
+    run_cluster(ctx, work)
 
 
 @app.command("list")
@@ -68,17 +68,20 @@ def list_(ctx: typer.Context, output: Output = Format.TABLE) -> None:
     async def work(cluster: "Cluster") -> None:
         say(show([flavor async for flavor in cluster.list_flavors()], FLAVORS, output))
 
-    run(ctx, work)
+    run_cluster(ctx, work)
 
 
 @app.command()
+@app.command("show", hidden=True)
+@app.command("info", hidden=True)
+@app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
     """Show one flavor. Example: hostler flavor get small -o json"""
 
     async def work(cluster: "Cluster") -> None:
         say(show([await cluster.get_flavor(name)], FLAVORS, output, one=True))
 
-    run(ctx, work)
+    run_cluster(ctx, work)
 
 
 @app.command()
@@ -90,4 +93,4 @@ def delete(ctx: typer.Context, name: Name, dry_run: DryRun = False, request_id: 
         await cluster.delete_flavor(name, validate_only=dry_run, request_id=request_id)
         say(f"flavor {name} {'would be deleted' if dry_run else 'deleted'}")
 
-    run(ctx, work)
+    run_cluster(ctx, work)

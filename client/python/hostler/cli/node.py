@@ -1,14 +1,15 @@
-"""`hostler node`."""
+"""`hostler node`. A single host without a scheduler is its own only node: it can be listed and shown, and that is all there is to ask."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hostler.cli.output import NODES, Format, say, show
-from hostler.cli.session import DryRun, Output, RequestId, Watch, follow, run
+from hostler.cli.output import NODES, Format, say, short, show
+from hostler.cli.session import DryRun, Etag, Output, RequestId, Watch, follow, run, run_cluster
 
 if TYPE_CHECKING:
     from hostler.cluster import Cluster
+    from hostler.node import Host
 
 app = typer.Typer(
     help="Show nodes, and say which of them take new VMs.",
@@ -24,40 +25,61 @@ Name = Annotated[str, typer.Argument(help="The node's name.")]
 def list_(ctx: typer.Context, watch: Watch = False, output: Output = Format.TABLE) -> None:
     """List nodes with what is free on them. Example: hostler node list -w"""
 
-    async def work(cluster: "Cluster") -> None:
-        if watch:
-            await follow(cluster.watch_nodes(), NODES, output)
-        else:
-            say(show([node async for node in cluster.list_nodes()], NODES, output))
+    async def watched(cluster: "Cluster") -> None:
+        await follow(cluster.watch_nodes(), NODES, output)
 
-    run(ctx, work)
+    async def listed(asked: "Cluster | Host") -> None:
+        from hostler.node import Host
+
+        nodes = [await asked.get_host()] if isinstance(asked, Host) else [node async for node in asked.list_nodes()]
+        say(show(nodes, NODES, output))
+
+    if watch:
+        run_cluster(ctx, watched)
+    else:
+        run(ctx, listed)
 
 
 @app.command()
+@app.command("show", hidden=True)
+@app.command("info", hidden=True)
+@app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
     """Show one node. Example: hostler node get n1 -o yaml"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.get_node(name)], NODES, output, one=True))
+    async def work(asked: "Cluster | Host") -> None:
+        from hostler.errors import NotFound, Reason
+        from hostler.node import Host
+
+        node = await (asked.get_host() if isinstance(asked, Host) else asked.get_node(name))
+        if short(node.name) != short(name):
+            raise NotFound(Reason.NODE_NOT_FOUND, f"There is no node {short(name)} here: this is the host {short(node.name)}.")
+        say(show([node], NODES, output, one=True))
 
     run(ctx, work)
 
 
 @app.command()
-def cordon(ctx: typer.Context, name: Name, dry_run: DryRun = False, request_id: RequestId = "", output: Output = Format.TABLE) -> None:
+def cordon(
+    ctx: typer.Context, name: Name, etag: Etag = "", dry_run: DryRun = False, request_id: RequestId = "", output: Output = Format.TABLE
+) -> None:
     """Take no new VMs; those there stay. Example: hostler node cordon n1"""
 
     async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.cordon_node(name, validate_only=dry_run, request_id=request_id)], NODES, output, one=True))
+        node = await cluster.cordon_node(name, etag=etag, validate_only=dry_run, request_id=request_id)
+        say(show([node], NODES, output, one=True))
 
-    run(ctx, work)
+    run_cluster(ctx, work)
 
 
 @app.command()
-def uncordon(ctx: typer.Context, name: Name, dry_run: DryRun = False, request_id: RequestId = "", output: Output = Format.TABLE) -> None:
+def uncordon(
+    ctx: typer.Context, name: Name, etag: Etag = "", dry_run: DryRun = False, request_id: RequestId = "", output: Output = Format.TABLE
+) -> None:
     """Take new VMs again. Example: hostler node uncordon n1"""
 
     async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.uncordon_node(name, validate_only=dry_run, request_id=request_id)], NODES, output, one=True))
+        node = await cluster.uncordon_node(name, etag=etag, validate_only=dry_run, request_id=request_id)
+        say(show([node], NODES, output, one=True))
 
-    run(ctx, work)
+    run_cluster(ctx, work)

@@ -10,6 +10,7 @@ from hostler.cli.session import Ending, Output, Timeout, Wait, finish, run
 if TYPE_CHECKING:
     from hostler.api.type.v1.operation_pb2 import Operation
     from hostler.cluster import Cluster
+    from hostler.node import Host
 
 app = typer.Typer(
     help="What accepted requests are doing, have done, and why.",
@@ -29,18 +30,21 @@ def list_(
 ) -> None:
     """List operations, newest first. Example: hostler op list --target vms/web-1"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([operation async for operation in cluster.list_operations(target=target)], OPERATIONS, output))
+    async def work(asked: "Cluster | Host") -> None:
+        say(show([operation async for operation in asked.list_operations(target=target)], OPERATIONS, output))
 
     run(ctx, work)
 
 
 @app.command()
+@app.command("show", hidden=True)
+@app.command("info", hidden=True)
+@app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
     """Show one operation. Example: hostler op get NAME -o yaml"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.get_operation(name)], OPERATIONS, output, one=True))
+    async def work(asked: "Cluster | Host") -> None:
+        say(show([await asked.get_operation(name)], OPERATIONS, output, one=True))
 
     run(ctx, work)
 
@@ -49,8 +53,8 @@ def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
 def watch(ctx: typer.Context, name: Name, timeout: Timeout = None, output: Output = Format.TABLE) -> None:
     """Show an operation's progress until it is done; fails if it fails. Example: hostler op watch NAME"""
 
-    async def work(cluster: "Cluster") -> None:
-        handle = cluster.operation(name)
+    async def work(asked: "Cluster | Host") -> None:
+        handle = asked.operation(name)
         await handle.refresh()
         await finish(handle, Ending(True, timeout, output), _ended)
 
@@ -61,10 +65,10 @@ def watch(ctx: typer.Context, name: Name, timeout: Timeout = None, output: Outpu
 def cancel(ctx: typer.Context, name: Name, wait: Wait = True, timeout: Timeout = None, output: Output = Format.TABLE) -> None:
     """Ask an operation to stop before its point of no return, and see whether it did. Example: hostler op cancel NAME"""
 
-    async def work(cluster: "Cluster") -> None:
+    async def work(asked: "Cluster | Host") -> None:
         from hostler.operations import OperationFailed
 
-        handle = await cluster.cancel_operation(name)
+        handle = await asked.cancel_operation(name)
         try:
             await finish(handle, Ending(wait, timeout, output), _ended)
         except OperationFailed as error:

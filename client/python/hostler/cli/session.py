@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from hostler.api.type.v1.operation_pb2 import Operation
     from hostler.cluster import Cluster
+    from hostler.node import Host
     from hostler.operations import OperationHandle
+    from hostler.settings import Settings
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say whether it would be accepted; change nothing.")]
@@ -27,6 +29,7 @@ Timeout = Annotated[
     typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Wait no longer; the operation goes on. Default: as long as it takes."),
 ]
 RequestId = Annotated[str, typer.Option("--request-id", help="Repeat with the same id and it still happens once. Default: a new one.")]
+Etag = Annotated[str, typer.Option("--etag", help="Only if nobody changed it since: its etag, as in `get -o json`.")]
 Watch = Annotated[bool, typer.Option("-w", "--watch", help="Then print every change, until Ctrl-C.")]
 
 
@@ -40,18 +43,29 @@ class Target:
     ca: str | None = None
     insecure: bool | None = None
     context: str | None = None
+    node_endpoint: str | None = None
 
     @property
-    def options(self) -> dict[str, Any]:
-        """As the SDK takes them."""
-        return {
-            "endpoints": self.endpoint,
-            "cert": self.cert,
-            "key": self.key,
-            "ca": self.ca,
-            "insecure": self.insecure,
-            "context": self.context,
-        }
+    def one_host(self) -> bool:
+        """Whether a single host is meant rather than a cluster. Raises as `hostler.context.variables`."""
+        from hostler.context import means_one_host
+
+        if self.endpoint or self.node_endpoint:
+            return not self.endpoint
+        return means_one_host(self.context, os.environ)
+
+    @property
+    def settings(self) -> "Settings":
+        """Where to connect, and as whom. Raises InvalidRequest, NotFound."""
+        from hostler.settings import node_settings, settings
+
+        if self.one_host:
+            return node_settings(self.node_endpoint, **self._as_whom)
+        return settings(self.endpoint, **self._as_whom)
+
+    @property
+    def _as_whom(self) -> dict[str, Any]:
+        return {"cert": self.cert, "key": self.key, "ca": self.ca, "insecure": self.insecure, "context": self.context}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +77,28 @@ class Ending:
     form: Format
 
 
-def run(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> None:
-    """Connect, do the work; see `refusals_shown`."""
+def run(ctx: typer.Context, work: "Callable[[Cluster | Host], Awaitable[None]]") -> None:
+    """Connect to the cluster or the host, do the work; see `refusals_shown`."""
     with refusals_shown():
-        asyncio.run(_connected(target_of(ctx), work))
+        asyncio.run(_connected(target_of(ctx).settings, work))
+
+
+def run_cluster(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]") -> None:
+    """As `run`, for what one host has not."""
+    from hostler.settings import needs_a_cluster
+
+    with refusals_shown():
+        settings = target_of(ctx).settings
+        if settings.one_host:
+            raise needs_a_cluster(settings.where)
+        asyncio.run(_connected(settings, work))
+
+
+def only_in_a_cluster(ctx: typer.Context, option: str, value: str) -> None:
+    """What a single host does not know is refused, not left out."""
+    with refusals_shown():
+        if value and target_of(ctx).one_host:
+            raise typer.BadParameter("is for a cluster; one host has neither flavors nor other nodes", param_hint=option)
 
 
 def target_of(ctx: typer.Context) -> Target:
@@ -89,11 +121,17 @@ def refusals_shown() -> Iterator[None]:
         raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
-async def _connected(target: Target, work: "Callable[[Cluster], Awaitable[None]]") -> None:
-    from hostler.cluster import connect
+async def _connected(settings: "Settings", work: "Callable[[Any], Awaitable[None]]") -> None:
+    if settings.one_host:
+        from hostler.node import Host
 
-    async with connect(**target.options) as cluster:
-        await work(cluster)
+        async with Host(settings) as host:
+            await work(host)
+    else:
+        from hostler.cluster import Cluster
+
+        async with Cluster(settings) as cluster:
+            await work(cluster)
 
 
 async def finish(handle: "OperationHandle", ending: Ending, done: "Callable[[Operation], str]") -> None:
@@ -143,38 +181,52 @@ def moved(operation: "Operation") -> str:
 
 def vm_is(operation: "Operation") -> str:
     """The VM at the end of an operation."""
+    from hostler.machines import left_alone
+
     vm = operation.vm
+    if left_alone(operation):
+        return f"vm {short(operation.target)} was {'running' if operation.verb == 'StartVM' else 'stopped'} already"
     return f"vm {short(operation.target)} is {vm.State.Name(vm.state)} on {short(vm.node)}"
 
 
-async def follow(events: "AsyncGenerator[Any]", columns: Columns, form: Format, only: str = "") -> None:
-    """Print what a watch tells: a first column EVENT, or one JSON document (YAML too: documents by line are JSON) per event."""
+async def follow(events: "AsyncGenerator[Any]", columns: Columns, form: Format, wanted: "Callable[[Any], bool]" = lambda _: True) -> None:
+    """Print what a watch tells of the resources that are `wanted`: a first column EVENT, or one JSON document (YAML too: documents by line are JSON)
+    per event. LEFT: it is there, and no longer one that is wanted.
+    """
     from contextlib import aclosing
 
-    printer = _EventPrinter(columns, form)
+    printer = _EventPrinter(columns, form, wanted)
     async with aclosing(events) as told:
         async for event in told:
-            printer.take(event, only)
+            printer.take(event)
 
 
 class _EventPrinter:
     """Rows are aligned to the first listing; later ones may be wider."""
 
-    def __init__(self, columns: Columns, form: Format) -> None:
+    def __init__(self, columns: Columns, form: Format, wanted: "Callable[[Any], bool]") -> None:
         self._columns = columns
         self._form = form
+        self._wanted = wanted
+        self._shown: set[str] = set()
         self._listing: list[tuple[str, ...]] | None = []
         self._width: tuple[int, ...] = ()
 
-    def take(self, event: object, only: str) -> None:
+    def take(self, event: object) -> None:
         from hostler.watch import Bookmark, Deleted, Resync, Updated
 
         match event:
-            case Updated(resource=resource) if not only or resource.name == only:
+            case Updated(resource=resource) if self._wanted(resource):
+                self._shown.add(resource.name)
                 self._tell("UPDATED", resource.name, resource)
-            case Deleted(name=name) if not only or name == only:
+            case Updated(resource=resource) if resource.name in self._shown:
+                self._shown.discard(resource.name)
+                self._tell("LEFT", resource.name, resource)
+            case Deleted(name=name) if name in self._shown:
+                self._shown.discard(name)
                 self._tell("DELETED", name, None)
             case Resync():
+                self._shown.clear()
                 self._tell("RESYNC", "", None)
             case Bookmark():
                 self._end_of_listing()

@@ -1,14 +1,32 @@
 """`hostler vm`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hostler.cli.flavor import Class
 from hostler.cli.output import VMS, Format, say, short, show
-from hostler.cli.session import DryRun, Ending, Output, RequestId, Timeout, Wait, Watch, finish, follow, moved, run, vm_is
+from hostler.cli.session import (
+    DryRun,
+    Ending,
+    Etag,
+    Output,
+    RequestId,
+    Timeout,
+    Wait,
+    Watch,
+    finish,
+    follow,
+    moved,
+    only_in_a_cluster,
+    run,
+    run_cluster,
+    vm_is,
+)
 
 if TYPE_CHECKING:
     from hostler.cluster import Cluster
+    from hostler.node import Host
 
 app = typer.Typer(
     help="Make, run and move VMs.",
@@ -27,6 +45,8 @@ def create(
     flavor: Annotated[str, typer.Option(help="A named size; or give --vcpus and --memory.")] = "",
     vcpus: Annotated[int, typer.Option(help="Virtual CPUs.")] = 0,
     memory: Annotated[int, typer.Option(metavar="MIB", help="Guest memory in MiB.")] = 0,
+    cpu_floor: Annotated[int, typer.Option(metavar="MILLI", help="Guaranteed thousandths of a CPU; 0: the class decides.")] = 0,
+    service_class: Annotated[Class | None, typer.Option("--class", help="How strongly its share is guaranteed.")] = None,
     image: Annotated[str, typer.Option(help="The image that the first disk is a copy of.")] = "",
     pool: Annotated[str, typer.Option(help="The pool that the first disk is made in.")] = "",
     size: Annotated[int, typer.Option(metavar="MIB", help="The first disk's size; default: the image's.")] = 0,
@@ -47,25 +67,23 @@ def create(
     """
     labels = dict(_label(one) for one in label)
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.create_vm(
-            name,
-            flavor=flavor,
-            vcpus=vcpus,
-            memory_mib=memory,
-            image=image,
-            pool=pool,
-            size_mib=size,
-            volumes=volume,
-            networks=network,
-            node=node,
-            labels=labels,
-            start=start,
-            validate_only=dry_run,
-            request_id=request_id,
-        )
+    wanted: dict[str, Any] = {
+        "vcpus": vcpus, "memory_mib": memory, "cpu_floor_milli": cpu_floor, "service_class": service_class.value if service_class else "",
+        "image": image, "pool": pool, "size_mib": size, "volumes": volume, "networks": network, "labels": labels,
+        "start": start, "validate_only": dry_run, "request_id": request_id,
+    }  # fmt: skip
+
+    async def work(asked: "Cluster | Host") -> None:
+        from hostler.node import Host
+
+        if isinstance(asked, Host):
+            handle = await asked.create_vm(name, **wanted)
+        else:
+            handle = await asked.create_vm(name, flavor=flavor, node=node, **wanted)
         await finish(handle, Ending(wait, timeout, output), vm_is)
 
+    for option, value in (("--flavor", flavor), ("--node", node)):
+        only_in_a_cluster(ctx, option, value)
     run(ctx, work)
 
 
@@ -84,25 +102,34 @@ def list_(
     watch: Watch = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """List VMs. Examples: hostler vm list -o wide; hostler vm list -w; hostler vm list -o json | jq '.[].node'"""
-    if watch and node:
-        raise typer.BadParameter("cannot be combined with --watch", param_hint="--node")
+    """List VMs. With -w and --node, a VM that moves away is told as LEFT.
 
-    async def work(cluster: "Cluster") -> None:
+    Examples: hostler vm list -o wide; hostler vm list -w --node n1; hostler vm list -o json | jq '.[].node'
+    """
+    only_in_a_cluster(ctx, "--node", node)
+    on = f"nodes/{node.removeprefix('nodes/')}"
+
+    async def work(asked: "Cluster | Host") -> None:
+        from hostler.node import Host
+
         if watch:
-            await follow(cluster.watch_vms(), VMS, output)
-        else:
-            say(show([vm async for vm in cluster.list_vms(node=node)], VMS, output))
+            await follow(asked.watch_vms(), VMS, output, lambda vm: not node or vm.node == on)
+            return
+        listed = asked.list_vms() if isinstance(asked, Host) else asked.list_vms(node=node)
+        say(show([vm async for vm in listed], VMS, output))
 
     run(ctx, work)
 
 
 @app.command()
+@app.command("show", hidden=True)
+@app.command("info", hidden=True)
+@app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
     """Show one VM. Example: hostler vm get web-1 -o yaml"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.get_vm(name)], VMS, output, one=True))
+    async def work(asked: "Cluster | Host") -> None:
+        say(show([await asked.get_vm(name)], VMS, output, one=True))
 
     run(ctx, work)
 
@@ -115,13 +142,14 @@ def watch(
 ) -> None:
     """Print VMs and then every change, until Ctrl-C. Example: hostler vm watch web-1 -o json"""
     only = f"vms/{name.removeprefix('vms/')}" if name else ""
-    run(ctx, lambda cluster: follow(cluster.watch_vms(), VMS, output, only))
+    run(ctx, lambda asked: follow(asked.watch_vms(), VMS, output, lambda vm: not only or vm.name == only))
 
 
 @app.command()
 def start(
     ctx: typer.Context,
     name: Name,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -130,8 +158,10 @@ def start(
 ) -> None:
     """Start a stopped VM on the node that holds its claim. Example: hostler vm start web-1"""
 
-    async def work(cluster: "Cluster") -> None:
-        await finish(await cluster.start_vm(name, validate_only=dry_run, request_id=request_id), Ending(wait, timeout, output), vm_is)
+    async def work(asked: "Cluster | Host") -> None:
+        await finish(
+            await asked.start_vm(name, etag=etag, validate_only=dry_run, request_id=request_id), Ending(wait, timeout, output), vm_is
+        )
 
     run(ctx, work)
 
@@ -142,6 +172,7 @@ def stop(
     name: Name,
     grace: Annotated[int, typer.Option(metavar="SECONDS", help="What the guest has to power off by itself; 0: 60.")] = 0,
     force: Force = False,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -150,18 +181,20 @@ def stop(
 ) -> None:
     """Stop a VM; its claim stays. Example: hostler vm stop web-1 --grace 10"""
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.stop_vm(name, grace_s=grace, force=force, validate_only=dry_run, request_id=request_id)
+    async def work(asked: "Cluster | Host") -> None:
+        handle = await asked.stop_vm(name, grace_s=grace, force=force, etag=etag, validate_only=dry_run, request_id=request_id)
         await finish(handle, Ending(wait, timeout, output), vm_is)
 
     run(ctx, work)
 
 
 @app.command()
+@app.command("restart", hidden=True)
 def reboot(
     ctx: typer.Context,
     name: Name,
     force: Annotated[bool, typer.Option("--force", help="Reset it at once instead of asking the guest.")] = False,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -170,8 +203,8 @@ def reboot(
 ) -> None:
     """Reboot a running VM. Example: hostler vm reboot web-1"""
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.reboot_vm(name, force=force, validate_only=dry_run, request_id=request_id)
+    async def work(asked: "Cluster | Host") -> None:
+        handle = await asked.reboot_vm(name, force=force, etag=etag, validate_only=dry_run, request_id=request_id)
         await finish(handle, Ending(wait, timeout, output), vm_is)
 
     run(ctx, work)
@@ -183,6 +216,7 @@ def delete(
     ctx: typer.Context,
     name: Name,
     force: Annotated[bool, typer.Option("--force", help="Take its power if it runs.")] = False,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -191,19 +225,21 @@ def delete(
 ) -> None:
     """Delete a VM with the volumes that were made with it. Example: hostler vm delete web-1 --force"""
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.delete_vm(name, force=force, validate_only=dry_run, request_id=request_id)
+    async def work(asked: "Cluster | Host") -> None:
+        handle = await asked.delete_vm(name, force=force, etag=etag, validate_only=dry_run, request_id=request_id)
         await finish(handle, Ending(wait, timeout, output), lambda done: f"vm {short(done.target)} deleted")
 
     run(ctx, work)
 
 
 @app.command()
+@app.command("move", hidden=True)
 def migrate(
     ctx: typer.Context,
     name: Name,
     to: Annotated[str, typer.Option(help="The node it goes to; default: the scheduler chooses.")] = "",
     bandwidth: Annotated[int, typer.Option(metavar="MIB/S", help="Limit of the copy; 0: none.")] = 0,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -216,7 +252,7 @@ def migrate(
     """
 
     async def work(cluster: "Cluster") -> None:
-        handle = await cluster.migrate_vm(name, to, bandwidth_mib_s=bandwidth, validate_only=dry_run, request_id=request_id)
+        handle = await cluster.migrate_vm(name, to, bandwidth_mib_s=bandwidth, etag=etag, validate_only=dry_run, request_id=request_id)
         await finish(handle, Ending(wait, timeout, output), moved)
 
-    run(ctx, work)
+    run_cluster(ctx, work)

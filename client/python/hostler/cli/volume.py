@@ -1,15 +1,16 @@
 """`hostler volume`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hostler.cli.output import VOLUMES, Format, mib, say, short, show
-from hostler.cli.session import DryRun, Ending, Output, RequestId, Timeout, Wait, finish, run
+from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, finish, only_in_a_cluster, run
 
 if TYPE_CHECKING:
     from hostler.api.type.v1.operation_pb2 import Operation
     from hostler.cluster import Cluster
+    from hostler.node import Host
 
 app = typer.Typer(
     help="Make, show and delete volumes.",
@@ -35,11 +36,16 @@ def create(
     output: Output = Format.TABLE,
 ) -> None:
     """Make a volume. Example: hostler volume create data --pool shared --size 10240"""
+    wanted: dict[str, Any] = {"pool": pool, "size_mib": size, "image": image, "validate_only": dry_run, "request_id": request_id}
+    only_in_a_cluster(ctx, "--node", node)
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.create_volume(
-            name, pool=pool, size_mib=size, image=image, node=node, validate_only=dry_run, request_id=request_id
-        )
+    async def work(asked: "Cluster | Host") -> None:
+        from hostler.node import Host
+
+        if isinstance(asked, Host):
+            handle = await asked.create_volume(name, **wanted)
+        else:
+            handle = await asked.create_volume(name, node=node, **wanted)
         await finish(handle, Ending(wait, timeout, output), _made)
 
     run(ctx, work)
@@ -55,18 +61,21 @@ def _made(operation: "Operation") -> str:
 def list_(ctx: typer.Context, output: Output = Format.TABLE) -> None:
     """List volumes. Example: hostler volume list -o wide"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([volume async for volume in cluster.list_volumes()], VOLUMES, output))
+    async def work(asked: "Cluster | Host") -> None:
+        say(show([volume async for volume in asked.list_volumes()], VOLUMES, output))
 
     run(ctx, work)
 
 
 @app.command()
+@app.command("show", hidden=True)
+@app.command("info", hidden=True)
+@app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
     """Show one volume. Example: hostler volume get data -o json"""
 
-    async def work(cluster: "Cluster") -> None:
-        say(show([await cluster.get_volume(name)], VOLUMES, output, one=True))
+    async def work(asked: "Cluster | Host") -> None:
+        say(show([await asked.get_volume(name)], VOLUMES, output, one=True))
 
     run(ctx, work)
 
@@ -76,6 +85,7 @@ def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
 def delete(
     ctx: typer.Context,
     name: Name,
+    etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -84,8 +94,8 @@ def delete(
 ) -> None:
     """Delete a volume that no VM uses. Example: hostler volume delete data"""
 
-    async def work(cluster: "Cluster") -> None:
-        handle = await cluster.delete_volume(name, validate_only=dry_run, request_id=request_id)
+    async def work(asked: "Cluster | Host") -> None:
+        handle = await asked.delete_volume(name, etag=etag, validate_only=dry_run, request_id=request_id)
         await finish(handle, Ending(wait, timeout, output), lambda done: f"volume {short(done.target)} deleted")
 
     run(ctx, work)
