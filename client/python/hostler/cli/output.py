@@ -6,10 +6,12 @@ Tables are plain aligned text, so that they can be tested, cut and grepped; only
 """
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
@@ -141,11 +143,14 @@ def _coloured(part: str) -> str:
     return part
 
 
+def colours(stream: TextIO) -> bool:
+    """Whether to colour there: on a terminal that can, unless the user does not want it (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print, coloured on a terminal."""
-    import sys
-
-    typer.echo(coloured(text) if (sys.stderr if err else sys.stdout).isatty() else text, err=err)
+    typer.echo(coloured(text) if colours(sys.stderr if err else sys.stdout) else text, err=err)
 
 
 # ---- the kinds
@@ -169,6 +174,13 @@ def size(amount: int) -> str:
         if amount >= 1 << power:
             return f"{round(amount / (1 << power), 1):g} {unit}"
     return f"{amount} B"
+
+
+def duration(seconds: int) -> str:
+    """In one unit, two or three digits: `42 s`, `12 min`, `3 h`."""
+    if seconds < 100:
+        return f"{seconds} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{round(seconds / 3600)} h"
 
 
 def _cpus(milli: int) -> str:
