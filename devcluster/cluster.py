@@ -21,12 +21,15 @@ from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_storage import SimFileSystem
 from nodeagent.adapters.sim_tunnel import SimTunnel
 from nodeagent.adapters.sim_volumes import SimVolumes
-from nodeagent.adapters.sim_world import SimWorld
+from nodeagent.adapters.sim_world import SimTimes, SimWorld
 from nodeagent.adapters.state_directory import StateDirectory
 from nodeagent.core.ledger import CapacityCap
 from nodeagent.engine.vms import Offer
 from scheduler import app as scheduler_app
 from scheduler.adapters.memory_store import MemoryServer
+from scheduler.engine.election import LEASE_TTL_S
+from scheduler.engine.liveness import WRITE_PAUSE_S
+from scheduler.ports import Store
 
 CLUSTER = "dev"
 RunDaemon = Callable[[Shutdown, Callable[[int], None]], Coroutine[object, object, None]]
@@ -37,7 +40,7 @@ START_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """How large the cluster is. Sizes are of each simulated host."""
+    """How large the cluster is, and how slow. Sizes are of each simulated host; times are the daemons' own and the simulation's."""
 
     nodes: int = 3
     replicas: int = 2
@@ -46,6 +49,9 @@ class DevOptions:
     reserve_mib: int = 512
     pool_mib: int = 1024 * 1024
     images: dict[str, int] = field(default_factory=lambda: {"debian-12": 2048, "guest": 64})
+    times: SimTimes = SimTimes()
+    lease_ttl_s: int = LEASE_TTL_S
+    beat_write_pause_s: float = WRITE_PAUSE_S
 
 
 @dataclass(slots=True)
@@ -106,20 +112,21 @@ class DevCluster:
     async def start_scheduler(self, replica_id: str, port: int = 0) -> Daemon:
         """A replica with its own connection to the store."""
         tls = self._tls(PrincipalKind.SCHEDULER, replica_id)
-        replica = scheduler_app.Replica(replica_id, tls, self.store.connect(), f"127.0.0.1:{port}", clock=self._clock)
+        replica = scheduler_app.Replica(
+            replica_id,
+            tls,
+            self.store_of(replica_id),
+            f"127.0.0.1:{port}",
+            lease_ttl_s=self.options.lease_ttl_s,
+            beat_write_pause_s=self.options.beat_write_pause_s,
+            clock=self._clock,
+        )
         self.schedulers[replica_id] = await self._launch(replica_id, lambda shutdown, ready: scheduler_app.run(replica, shutdown, ready))
         return self.schedulers[replica_id]
 
     async def start_agent(self, node_id: str, port: int = 0) -> Daemon:
         """An agent on the simulated host of that name; a second time: the agent's restart, with the guests that are there."""
-        hypervisor = SimHypervisor(self.world, node_id)
-        parts = agent_app.Parts(
-            hypervisor,
-            SimVolumes(self.world, node_id),
-            SimHostFacts(self.world, node_id),
-            SimTunnel(self.world, node_id),
-            StateDirectory(self.directory / "state" / node_id),
-        )
+        parts = self.parts_of(node_id)
         node = agent_app.Node(
             node_id,
             self._tls(PrincipalKind.NODE, node_id),
@@ -131,6 +138,20 @@ class DevCluster:
         )
         self.agents[node_id] = await self._launch(node_id, lambda shutdown, ready: agent_app.run(node, parts, shutdown, ready))
         return self.agents[node_id]
+
+    def store_of(self, replica_id: str) -> Store:
+        """A replica's own connection to the store."""
+        return self.store.connect()
+
+    def parts_of(self, node_id: str) -> agent_app.Parts:
+        """The simulated outside of one node."""
+        return agent_app.Parts(
+            SimHypervisor(self.world, node_id),
+            SimVolumes(self.world, node_id),
+            SimHostFacts(self.world, node_id),
+            SimTunnel(self.world, node_id),
+            StateDirectory(self.directory / "state" / node_id),
+        )
 
     async def stop(self) -> None:
         """Agents first; each daemon puts away what it has."""
@@ -161,12 +182,17 @@ class DevCluster:
         return directory
 
 
+MakeCluster = Callable[[Path, DevOptions, asyncio.TaskGroup, SimWorld, Clock], DevCluster]
+
+
 @asynccontextmanager
-async def dev_cluster(directory: Path, options: DevOptions = DevOptions(), clock: Clock | None = None) -> AsyncIterator[DevCluster]:
-    """A cluster that runs inside the block."""
+async def dev_cluster(
+    directory: Path, options: DevOptions = DevOptions(), clock: Clock | None = None, kind: MakeCluster = DevCluster
+) -> AsyncIterator[DevCluster]:
+    """A cluster that runs inside the block; `kind` makes one with other parts."""
     clock = clock or SystemClock()
-    async with SimWorld(clock) as world, asyncio.TaskGroup() as group:
-        cluster = DevCluster(directory, options, group, world, clock)
+    async with SimWorld(clock, options.times) as world, asyncio.TaskGroup() as group:
+        cluster = kind(directory, options, group, world, clock)
         try:
             await cluster.start()
             yield cluster

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from hostler.model.copy import Stage
 from hostler.model.quantities import Quantities
 from nodeagent.core.definitions import Definition, Incoming, Outgoing
 from nodeagent.ports import StateFiles
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 VMS, INCOMING, OUTGOING = "vms", "incoming", "outgoing"
 """Kinds of state files."""
+ENDED_STAGES = frozenset({Stage.FINISHED, Stage.ABORTED})
+ENDED_KEPT = 128
+"""Ended handoffs each way, kept to answer a repeated command; a scheduler that repeats one after so many others has long had its answer."""
 
 
 class HostState:
@@ -68,10 +72,16 @@ class HostState:
     async def keep_incoming(self, handoff: Incoming) -> None:
         await self._files.save(INCOMING, handoff.operation_id, msgspec.json.encode(handoff))
         self._incoming[handoff.operation_id] = handoff
+        for operation_id in _too_old(self._incoming):
+            await self._files.remove(INCOMING, operation_id)
+            del self._incoming[operation_id]
 
     async def keep_outgoing(self, handoff: Outgoing) -> None:
         await self._files.save(OUTGOING, handoff.operation_id, msgspec.json.encode(handoff))
         self._outgoing[handoff.operation_id] = handoff
+        for operation_id in _too_old(self._outgoing):
+            await self._files.remove(OUTGOING, operation_id)
+            del self._outgoing[operation_id]
 
     def note_outgoing(self, handoff: Outgoing) -> None:
         """In memory alone: figures that may be lost."""
@@ -85,6 +95,12 @@ class HostState:
         for operation_id in [o for o, handoff in self._outgoing.items() if handoff.vm_uid == vm_uid]:
             await self._files.remove(OUTGOING, operation_id)
             del self._outgoing[operation_id]
+
+
+def _too_old(handoffs: "Mapping[str, Incoming] | Mapping[str, Outgoing]") -> list[str]:
+    """Ended handoffs above ENDED_KEPT, in the order in which this process came to know them."""
+    ended = [operation_id for operation_id, handoff in handoffs.items() if handoff.stage in ENDED_STAGES]
+    return ended[: max(0, len(ended) - ENDED_KEPT)]
 
 
 def _nobody() -> None:

@@ -18,7 +18,7 @@ from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Outgoing
 from nodeagent.core.observed import CopyTag, DomainView, Locks, Power
 from nodeagent.core.outgoing import GONE, Act, Copying, Evidence, next_act
-from nodeagent.engine.host_state import HostState
+from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
     AuthorityUnavailable,
@@ -96,12 +96,20 @@ class OutgoingHandoffs:
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
-                for handoff in self._state.outgoing.values():
-                    if handoff.stage not in (Stage.FINISHED, Stage.ABORTED):
-                        self._spawn(handoff, resumed=True)
+                for handoff in list(self._state.outgoing.values()):
+                    await self._take_up(handoff)
                 await asyncio.Event().wait()
             finally:
                 self._group = None
+
+    async def _take_up(self, handoff: Outgoing) -> None:
+        if handoff.stage in ENDED_STAGES:
+            return
+        if handoff.vm_uid in self._state.definitions:
+            self._spawn(handoff, resumed=True)
+            return
+        # The definition goes with the finish of the handoff and with nothing else: the agent ended between the two writes.
+        await self._state.keep_outgoing(replace(handoff, stage=Stage.FINISHED))
 
     async def start(self, command: Command, handoff: Outgoing) -> HandoffReport:
         """H2: journal the handoff and begin it. A repeat reports."""

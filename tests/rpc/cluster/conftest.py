@@ -11,13 +11,14 @@ from devcluster.cluster import DevCluster, DevOptions, dev_cluster
 from hostler.server import channels
 from hostler.server.clock import SystemClock
 from hostler.server.tls import TlsFiles, load
+from tests.rpc.brisk import BRISK
 
 Connect = Callable[[str], Client]
 
 
 @pytest.fixture
 def options() -> DevOptions:
-    return DevOptions()
+    return BRISK
 
 
 @pytest.fixture

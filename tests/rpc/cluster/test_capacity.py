@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from devcluster.cluster import DevCluster, DevOptions
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import NoCapacity
 from hostler.rpc_status import from_rpc_error
+from tests.rpc.brisk import BRISK
 
 Connect = Callable[[str], Client]
 SLOTS = 6
@@ -20,7 +22,7 @@ SLOTS = 6
 
 @pytest.fixture
 def options() -> DevOptions:
-    return DevOptions(memory_mib=1536, reserve_mib=256)
+    return replace(BRISK, memory_mib=1536, reserve_mib=256)
 
 
 async def test_many_creates_on_two_replicas_fill_the_cluster_exactly(client: Client, connect: Connect, cluster: DevCluster) -> None:

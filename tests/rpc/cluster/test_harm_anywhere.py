@@ -1,0 +1,116 @@
+"""Nothing accepted is lost, and everything ends, whichever daemon is killed or answer lost at whichever moment of a VM's life."""
+
+import asyncio
+import json
+from contextlib import aclosing, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import hostler
+from devcluster.cluster import DevCluster, DevOptions, dev_cluster
+from tests.rpc.cluster.harm import Harm, WatchedCluster
+
+AT_ONCE = 6
+"""Clusters side by side: most of their time is waited for leases and agents."""
+NODES = 2
+LIFE_S = 60.0
+STATE = "/hostler/state/"
+
+
+async def life(sdk: hostler.Cluster) -> None:
+    """Each step of one VM's life, waited for; whatever is accepted must succeed."""
+    made = await sdk.create_vm("web-1", vcpus=1, memory_mib=512, image="guest", pool="shared", networks=["br0"])
+    uid = (await made.wait()).vm.uid
+    await (await sdk.stop_vm("web-1")).wait()
+    await (await sdk.start_vm("web-1")).wait()
+    moved = await sdk.migrate_vm("web-1")
+    with suppress(hostler.OperationFailed):  # a move may be taken back; then the guest goes on where it was
+        await moved.wait()
+    vm = await sdk.get_vm("web-1")
+    assert (vm.uid, vm.state) == (uid, vm.RUNNING), vm
+    await (await sdk.delete_vm("web-1", force=True)).wait()
+
+
+def left_over(cluster: DevCluster) -> list[str]:
+    """What should be gone, straight from the store, the hosts and the shared file system."""
+    found = []
+    for item in cluster.store.keyspace().list(STATE, 0):
+        kind, _, name = item.key.removeprefix(STATE).partition("/")
+        value = json.loads(item.value or b"{}")
+        if kind in ("vm", "claim", "volume"):
+            found.append(item.key)
+        if kind in ("ledger", "pool") and any(value["claimed"].values()):
+            found.append(f"{item.key} claims {value['claimed']}")
+        if kind == "op" and value["state"] not in ("SUCCEEDED", "FAILED"):
+            found.append(f"{name} is {value['state']}")
+    for node_id, host in cluster.world.hosts.items():
+        found += [f"{node_id} has {uid}" for uid in host.domains]
+        found += [f"{pool_id} has {path}" for pool_id, pool in host.pools.items() for path in pool.files if path.startswith("volumes/")]
+        for file in (cluster.directory / "state" / node_id).glob("*/*"):
+            # A handoff that has ended is kept for a while to answer repeats; it holds nothing.
+            if json.loads(file.read_bytes()).get("stage") not in ("FINISHED", "ABORTED"):
+                found.append(f"{node_id} keeps {file}")
+    return found
+
+
+async def lived(directory: Path, harm: Harm) -> Harm:
+    """One cluster, one life, one harm."""
+    kind = partial(WatchedCluster, harm=harm)
+    async with dev_cluster(directory, DevOptions(nodes=NODES), kind=kind) as cluster:
+        tls = cluster.user_certificate()
+        async with hostler.connect(cluster.endpoints, cert=tls / "tls.crt", key=tls / "tls.key", ca=tls / "ca.crt", call_s=30.0) as sdk:
+            await ready(sdk)
+            async with asyncio.timeout(LIFE_S), asyncio.TaskGroup() as group:
+                assert isinstance(cluster, WatchedCluster)
+                killer = group.create_task(cluster.execute(), name="executioner")
+                harm.armed = True
+                await life(sdk)
+                harm.armed = False
+                killer.cancel()
+        cluster.world.assert_one_writer()
+        assert left_over(cluster) == []
+    return harm
+
+
+async def ready(sdk: hostler.Cluster) -> None:
+    seen: set[str] = set()
+    async with asyncio.timeout(LIFE_S), aclosing(sdk.watch_nodes()) as events:
+        async for event in events:
+            if isinstance(event, hostler.Updated):
+                (seen.add if event.resource.health == event.resource.READY else seen.discard)(event.resource.name)
+            if len(seen) == NODES:
+                return
+
+
+async def every(directory: Path, agents: bool, after: bool, loss: bool) -> None:
+    """A life for each moment to be killed at, several at a time; all that went wrong is told."""
+    whole = await lived(directory / "whole", Harm(agents=agents, loss=loss))
+    moments, failed = range(1, whole.count + 1), list[str]()
+    assert len(moments) > 3
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(at: int) -> None:
+        harm = Harm(at, after, agents, loss)
+        async with free:
+            try:
+                await lived(directory / str(at), harm)
+            except Exception as error:
+                failed.append(f"{at} ({harm.what}): {error!r}")
+
+    async with asyncio.TaskGroup() as group:
+        for at in moments:
+            group.create_task(one(at), name=f"moment {at}")
+    print(f"{len(moments)} moments")
+    assert failed == [], "\n".join([f"{len(failed)} of {len(moments)} moments", *failed])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("loss", [False, True], ids=["killed", "no answer"])
+@pytest.mark.parametrize("agents", [False, True], ids=["replica", "agent"])
+async def test_a_life_with_harm_at_every_moment(tmp_path: Path, agents: bool, after: bool, loss: bool) -> None:
+    """A VM, claim, volume or operation that is lost, doubled or left lying, because a daemon died, or an answer, between two steps."""
+    await every(tmp_path, agents, after, loss)
