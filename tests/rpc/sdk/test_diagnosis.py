@@ -296,7 +296,7 @@ async def test_a_watch_is_given_up_at_once_as_well(cluster: DevCluster, stranger
                 await anext(sdk.watch_vms())
 
 
-async def test_the_command_line_says_it_in_two_lines(cluster: DevCluster) -> None:
+async def test_the_command_line_says_it_in_two_lines(cluster: DevCluster, strangers: Path) -> None:
     """gRPC's own log on the terminal, or a refusal without its fix."""
     agent, tls = f"127.0.0.1:{cluster.agents['n1'].port}", cluster.user_certificate()
     cli = Cli(environment(HOSTLER_CERT=str(tls / "tls.crt"), HOSTLER_KEY=str(tls / "tls.key"), HOSTLER_CA=str(tls / "ca.crt")))
@@ -306,6 +306,19 @@ async def test_the_command_line_says_it_in_two_lines(cluster: DevCluster) -> Non
         f"error: The server at {agent} is node n1, not a scheduler.",
         f"If that is the one you mean: --node-endpoint n1@{agent}, or HOSTLER_NODE_ENDPOINT. Else check the address.",
     ]
+    ran = await cli(
+        "--endpoint",
+        cluster.endpoints[0],
+        "--cert",
+        f"{tls}/tls.crt",
+        "--key",
+        f"{tls}/tls.key",
+        "--ca",
+        f"{strangers}/user/ca.crt",
+        "op",
+        "ls",
+    )
+    assert (ran.status, len(ran.err.splitlines())) == (6, 2), ran.err
     old = expired(cluster, PrincipalKind.USER)
     ran = await Cli({**cli.environment, "HOSTLER_CERT": str(old / "tls.crt"), "HOSTLER_KEY": str(old / "tls.key")})(
         "--endpoint", cluster.endpoints[0], "vm", "list"

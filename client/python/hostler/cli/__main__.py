@@ -79,11 +79,14 @@ async def _agents(asked: "Cluster | Host") -> None:
 
 
 def main() -> None:
-    """The console script. A traceback is shown with HOSTLER_DEBUG=1 alone."""
+    """The console script. A traceback, and gRPC's own log, is shown with HOSTLER_DEBUG=1 alone."""
+    debugging = os.environ.get("HOSTLER_DEBUG") == "1"
+    if not debugging:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except Exception as error:
-        if os.environ.get("HOSTLER_DEBUG") == "1":
+        if debugging:
             raise
         typer.echo(f"error: something broke in this program: {type(error).__name__}: {error}\nHOSTLER_DEBUG=1 shows where.", err=True)
         sys.exit(ExitCode.ELSE)

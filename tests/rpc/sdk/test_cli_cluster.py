@@ -1,0 +1,62 @@
+"""Options of the command line that need a running cluster to be seen at work."""
+
+import asyncio
+import signal
+
+from devcluster.cluster import DevCluster
+from hostler.cluster import Cluster
+from tests.rpc.sdk.conftest import CLI_S, Cli, made
+
+
+async def test_an_etag_that_is_old_changes_nothing(cli: Cli, sdk: Cluster) -> None:
+    """A change on the strength of what somebody read before somebody else changed it."""
+    vm = await made(sdk, "web-1")
+    await (await sdk.create_volume("data", pool="shared", size_mib=16)).wait(CLI_S)
+    for command in (
+        ("vm", "stop", "web-1"), ("vm", "reboot", "web-1"), ("vm", "migrate", "web-1"), ("vm", "delete", "web-1", "--force"),
+        ("volume", "delete", "data"), ("node", "cordon", "n1"),
+    ):  # fmt: skip
+        ran = await cli(*command, "--etag", "1")
+        assert (ran.status, ran.out) == (4, ""), (command, ran)
+    assert (await sdk.get_vm("web-1")).etag == vm.etag
+    assert (await cli("vm", "stop", "web-1", "--force", "--etag", vm.etag)).status == 0
+
+
+async def test_what_is_so_already_is_said(cli: Cli, sdk: Cluster) -> None:
+    """ "vm web-1 is RUNNING" to somebody who wonders why nothing happened."""
+    await made(sdk, "web-1")
+    again = await cli("vm", "start", "web-1")
+    assert (again.status, again.out) == (0, "vm web-1 was running already\n"), again.err
+    stopped = await cli("vm", "stop", "web-1", "--force")
+    assert (stopped.status, stopped.out.startswith("vm web-1 is STOPPED")) == (0, True), stopped.err
+    assert (await cli("vm", "stop", "web-1")).out == "vm web-1 was stopped already\n"
+    assert (await cli("vm", "start", "web-1")).out.startswith("vm web-1 is RUNNING")
+
+
+async def test_following_the_vms_of_one_node(cli: Cli, sdk: Cluster) -> None:
+    """VMs of other nodes in the list, or one that moved away and is shown for ever."""
+    await made(sdk, "web-1", node="n1")
+    await made(sdk, "web-2", node="n2")
+    process = await cli.start("vm", "list", "-w", "--node", "n1", "-o", "json")
+    assert process.stdout is not None
+    told: list[bytes] = []
+    async with asyncio.timeout(CLI_S):
+        told.append(await process.stdout.readline())
+        await (await sdk.migrate_vm("web-1", "n3")).wait(CLI_S)
+        while b"LEFT" not in told[-1]:
+            told.append(await process.stdout.readline())
+        await (await sdk.delete_vm("web-1", force=True)).wait(CLI_S)
+        await made(sdk, "web-3", node="n1", start=False)
+        while b"web-3" not in told[-1]:
+            told.append(await process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert not any(b"web-2" in line or b"DELETED" in line for line in told)
+    assert b'"node":"nodes/n3"' in next(line for line in told if b"LEFT" in line)
+
+
+async def test_the_versions_of_the_agents(cli: Cli, cluster: DevCluster) -> None:
+    """A cluster of several versions that looks like one."""
+    client, header, *agents = (await cli("version", "--server")).out.splitlines()
+    assert header.split() == ["NODE", "AGENT", "HYPERVISOR"]
+    assert [line.split()[:2] for line in agents] == [[name, client] for name in sorted(cluster.agents)]
