@@ -49,7 +49,7 @@ class DevOptions:
     reserve_mib: int = 512
     pool_mib: int = 1024 * 1024
     images: dict[str, int] = field(default_factory=lambda: {"debian-12": 2048, "guest": 64})
-    times: SimTimes = SimTimes()
+    times: SimTimes = field(default_factory=SimTimes)
     lease_ttl_s: int = LEASE_TTL_S
     beat_write_pause_s: float = WRITE_PAUSE_S
 

@@ -24,9 +24,9 @@ from scheduler.adapters.grpc_nodes import GrpcNodes
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import Verb
 from scheduler.engine.driving import Driver, Verbs
-from scheduler.engine.election import Election, Term
+from scheduler.engine.election import LEASE_TTL_S, Election, Term
 from scheduler.engine.flows import migration, vms, volumes
-from scheduler.engine.liveness import Liveness
+from scheduler.engine.liveness import WRITE_PAUSE_S, Liveness
 from scheduler.engine.mirror import Mirror
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.retention import Retention
@@ -70,6 +70,8 @@ class Replica:
     listen: str
     insecure_listen: str = ""
     operation_retention_h: int = 24
+    lease_ttl_s: int = LEASE_TTL_S
+    beat_write_pause_s: float = WRITE_PAUSE_S
     clock: Clock = field(default_factory=SystemClock)
     ids: IdSource = field(default_factory=SystemIds)
     notifier: Notifier | None = None
@@ -103,7 +105,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     clock = replica.clock
     mirror = Mirror(replica.store)
     writer = Writer(replica.store, mirror)
-    liveness = Liveness(replica.replica_id, replica.store, clock)
+    liveness = Liveness(replica.replica_id, replica.store, clock, replica.beat_write_pause_s)
     nodes = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
     driver = Driver(mirror, writer, nodes, clock, FLOWS)
     retention = Retention(writer, clock, replica.operation_retention_h)
@@ -127,7 +129,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     port = server.listen(replica.listen, replica.tls)
     if replica.insecure_listen:
         server.listen_insecure(replica.insecure_listen)
-    election = Election(replica.replica_id, replica.store)
+    election = Election(replica.replica_id, replica.store, replica.lease_ttl_s)
 
     async def lead(term: Term) -> None:
         async with asyncio.TaskGroup() as group:

@@ -4,7 +4,7 @@ A test that skips itself must be on the committed list `tests/cannot_run_here.tx
 the run fail. So a check cannot disappear silently because a tool is missing.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,11 @@ def _unlisted(reporter: pytest.TerminalReporter) -> list[pytest.TestReport]:
     return [report for report in reporter.stats.get("skipped", []) if not (allowed and report.nodeid.startswith(allowed))]
 
 
+def _area(report: pytest.TestReport) -> str:
+    """Its directory below `tests`."""
+    return "/".join(report.nodeid.split("::")[0].split("/")[1:-1])
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -31,10 +36,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     stats = terminalreporter.stats
-    ran = Counter("/".join(report.nodeid.split("::")[0].split("/")[1:-1]) for report in stats.get("passed", []) if report.when == "call")
-    terminalreporter.section("what ran")
+    reports = [report for group in stats.values() for report in group if isinstance(report, pytest.TestReport)]
+    ran = Counter(_area(report) for report in stats.get("passed", []) if report.when == "call")
+    took_s: defaultdict[str, float] = defaultdict(float)
+    for report in reports:
+        took_s[_area(report)] += report.duration
+    terminalreporter.section("what ran, and how long (set-ups too, one after the other)")
     for area, count in sorted(ran.items()):
-        terminalreporter.write_line(f"  {count:5d}  {area}")
+        terminalreporter.write_line(f"  {count:5d}  {took_s[area]:7.1f} s  {area}")
     skipped = stats.get("skipped", [])
     if skipped:
         terminalreporter.section("what cannot run here")

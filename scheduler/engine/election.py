@@ -54,9 +54,10 @@ class Term:
 class Election:
     """`run(lead)` campaigns for ever and runs `lead(term)` while it leads; `lead` is cancelled when the lease is lost."""
 
-    def __init__(self, replica_id: str, store: Store) -> None:
+    def __init__(self, replica_id: str, store: Store, lease_ttl_s: int = LEASE_TTL_S) -> None:
         self._replica_id = replica_id
         self._store = store
+        self._lease_ttl_s = lease_ttl_s
         self.leads = False
 
     async def run(self, lead: Callable[[Term], Awaitable[None]]) -> None:
@@ -69,7 +70,7 @@ class Election:
 
     async def _campaign(self, lead: Callable[[Term], Awaitable[None]]) -> None:
         await self._await_vacancy()
-        lease = await self._store.grant(LEASE_TTL_S)
+        lease = await self._store.grant(self._lease_ttl_s)
         try:
             result = await self._store.txn([SameCreation(LEADER, 0)], [Put(LEADER, self._replica_id.encode(), lease.lease_id)])
             if isinstance(result, Committed):

@@ -18,7 +18,10 @@ from scheduler.core.view import Health
 from scheduler.ports import KeyPut, KeyValue, OutcomeUnknown, Put, RevisionCompacted, Store, StoreUnavailable
 
 INTERVAL_S = 2.0
-"""Between two packed writes: half a write per second and replica, whatever the number of nodes."""
+"""How often each node beats."""
+
+WRITE_PAUSE_S = INTERVAL_S / 2
+"""Between two packed writes: at most one per second and replica, whatever the number of nodes."""
 
 SILENT_AFTER_S = 3 * INTERVAL_S + 4.0
 """Three lost beats and an election."""
@@ -36,10 +39,11 @@ class _Heard:
 class Liveness:
     """`health` is this replica's judgement of every node it has heard of."""
 
-    def __init__(self, replica_id: str, store: Store, clock: Clock) -> None:
+    def __init__(self, replica_id: str, store: Store, clock: Clock, write_pause_s: float = WRITE_PAUSE_S) -> None:
         self._key = HEARTBEATS + replica_id
         self._store = store
         self._clock = clock
+        self._write_pause_s = write_pause_s
         self._pending: dict[str, tuple[str, int]] = {}
         self._connected: dict[str, tuple[str, int]] = {}
         self._written = asyncio.Event()
@@ -66,7 +70,7 @@ class Liveness:
         self._connected.pop(node_id, None)
 
     async def write(self) -> None:
-        """The writing loop: everything that came in, at most once per interval, at once after a pause."""
+        """The writing loop: everything that came in, at once after a pause, at most once per `write_pause_s`."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -80,7 +84,7 @@ class Liveness:
                 log.warning("heartbeats could not be written", error=str(error))
             finally:
                 written.set()
-            await self._clock.sleep(INTERVAL_S / 2)
+            await self._clock.sleep(self._write_pause_s)
 
     async def watch(self) -> None:
         """The watching loop: every replica's shard."""

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client import Client
-from devcluster.cluster import DevCluster, DevOptions, dev_cluster
+from devcluster.cluster import DevCluster, dev_cluster
 from hostler.api.node.v1 import operations_pb2, vms_pb2, volumes_pb2
 from hostler.api.type.v1 import vm_pb2
 from hostler.errors import FailedPrecondition, PermissionDenied, Reason
@@ -16,6 +17,7 @@ from hostler.server import channels
 from hostler.server.clock import SystemClock
 from hostler.server.identity import PrincipalKind
 from hostler.server.tls import TlsFiles, load
+from tests.rpc.brisk import BRISK
 from tests.rpc.nodeagent.host import CALL_S, HostClient, LoneHost, refused, watching
 
 
@@ -33,7 +35,7 @@ async def test_standalone_nobody_commands_the_host(host: LoneHost) -> None:
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[DevCluster]:
-    async with dev_cluster(tmp_path, DevOptions(nodes=2, replicas=1)) as running:
+    async with dev_cluster(tmp_path, replace(BRISK, nodes=2, replicas=1)) as running:
         yield running
 
 

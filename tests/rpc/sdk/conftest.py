@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from devcluster.cluster import DevCluster, DevOptions, dev_cluster
+from devcluster.cluster import DevCluster, dev_cluster
 from hostler.api.type.v1.node_pb2 import Node
 from hostler.cluster import Cluster, connect
 from hostler.watch import Updated
+from tests.rpc.brisk import BRISK
 
 CLI_S = 30.0
 
@@ -32,7 +33,7 @@ def without_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[DevCluster]:
     """Ready; at its end no VM may ever have had two running copies or two writers."""
-    async with dev_cluster(tmp_path, DevOptions()) as running:
+    async with dev_cluster(tmp_path, BRISK) as running:
         yield running
         running.world.assert_one_writer()
 

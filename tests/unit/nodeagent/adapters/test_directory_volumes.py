@@ -218,7 +218,7 @@ async def test_parts_of_dead_makers_are_swept_and_those_of_the_living_are_not(ro
 
 
 async def until_part(root: Path, making: "asyncio.Future[int]") -> None:
-    while not making.done() and not any(name.endswith(".part") for name in files(root)):  # noqa: ASYNC110 a file has no event
+    while not making.done() and not any(name.startswith(f"volumes/{UID}") and name.endswith(".part") for name in files(root)):  # noqa: ASYNC110 a file has no event
         await asyncio.sleep(0)
 
 
