@@ -6,6 +6,7 @@ import signal
 from devcluster.cluster import DevCluster
 from hostler.cluster import Cluster
 from tests.rpc.sdk.conftest import CLI_S, Cli, made
+from tests.rpc.sdk.test_cli_words import completed
 
 
 async def test_an_etag_that_is_old_changes_nothing(cli: Cli, sdk: Cluster) -> None:
@@ -60,3 +61,17 @@ async def test_the_versions_of_the_agents(cli: Cli, cluster: DevCluster) -> None
     client, header, *agents = (await cli("version", "--server")).out.splitlines()
     assert header.split() == ["NODE", "AGENT", "HYPERVISOR"]
     assert [line.split()[:2] for line in agents] == [[name, client] for name in sorted(cluster.agents)]
+
+
+async def test_a_shell_completes_names(cli: Cli, sdk: Cluster) -> None:
+    """Names that have to be copied from a list; or a Tab that prints errors, or waits, where nobody answers."""
+    await made(sdk, "web-1", start=False)
+    await made(sdk, "db-1", start=False)
+    await sdk.create_flavor("small", vcpus=1, memory_mib=64)
+    vm, node, flavor, nobody = await asyncio.gather(
+        completed("hostler vm get w", **cli.environment),
+        completed("hostler vm migrate web-1 --to ", **cli.environment),
+        completed("hostler vm create web-2 --flavor ", **cli.environment),
+        completed("hostler --endpoint 127.0.0.1:1 vm get ", **cli.environment),
+    )
+    assert (vm, node, flavor, nobody) == (["web-1"], ["n1", "n2", "n3"], ["small"], [])

@@ -54,9 +54,12 @@ async def completed(words: str, **more: str) -> list[str]:
         str(Path(sys.executable).with_name("hostler")),
         env=environment(_HOSTLER_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1), **more),
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(CLI_S):
-        return (await process.communicate())[0].decode().split()
+        out, err = await process.communicate()
+    assert err == b""
+    return out.decode().split()
 
 
 async def test_a_shell_completes_commands_options_and_plug_ins() -> None:

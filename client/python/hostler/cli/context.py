@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.output import NONE, Format, dumped, say, table
 from hostler.cli.session import refusals_shown, target_of
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     epilog="Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod && hostler vm list",
 )
 
-Name = Annotated[str, typer.Argument(help="The context's name.")]
+Name = Annotated[str, typer.Argument(help="The context's name.", autocompletion=completion.contexts)]
 
 
 class ListFormat(StrEnum):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.output import FLAVORS, Format, say, show
 from hostler.cli.session import DryRun, Output, RequestId, run_cluster
 
@@ -17,7 +18,9 @@ app = typer.Typer(
     epilog="Example: hostler flavor create small --vcpus 1 --memory 512",
 )
 
-Name = Annotated[str, typer.Argument(help="The flavor's name.")]
+Name = Annotated[str, typer.Argument(help="The flavor's name.", autocompletion=completion.flavors)]
+
+NewName = Annotated[str, typer.Argument(help="1 to 63 characters a-z, 0-9 and -, beginning with a letter.")]
 
 
 class Class(StrEnum):
@@ -31,7 +34,7 @@ class Class(StrEnum):
 @app.command()
 def create(
     ctx: typer.Context,
-    name: Name,
+    name: NewName,
     vcpus: Annotated[int, typer.Option(help="Virtual CPUs.")],
     memory: Annotated[int, typer.Option(metavar="MIB", help="Guest memory in MiB.")],
     cpu_floor: Annotated[int, typer.Option(metavar="MILLI", help="Guaranteed thousandths of a CPU; 0: the class decides.")] = 0,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.output import NODES, Format, say, short, show
 from hostler.cli.session import DryRun, Etag, Output, RequestId, Watch, follow, run, run_cluster
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     epilog="Example: hostler node list -o wide; hostler node cordon n1",
 )
 
-Name = Annotated[str, typer.Argument(help="The node's name.")]
+Name = Annotated[str, typer.Argument(help="The node's name.", autocompletion=completion.nodes)]
 
 
 @app.command("list")

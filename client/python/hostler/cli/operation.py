@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.output import OPERATIONS, Format, say, show
 from hostler.cli.session import Ending, Output, Timeout, Wait, finish, run
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     epilog="Example: hostler op list --target vms/web-1; hostler op watch 3f2a...",
 )
 
-Name = Annotated[str, typer.Argument(help="The operation's name, as printed when it was accepted.")]
+Name = Annotated[str, typer.Argument(help="The operation's name, as printed when it was accepted.", autocompletion=completion.operations)]
 
 
 @app.command("list")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.flavor import Class
 from hostler.cli.output import VMS, Format, say, short, show
 from hostler.cli.session import (
@@ -34,7 +35,7 @@ app = typer.Typer(
     epilog="Example: hostler vm create web-1 --flavor small --image debian-12 --pool shared --network br0 && hostler vm migrate web-1",
 )
 
-Name = Annotated[str, typer.Argument(help="The VM's name.")]
+Name = Annotated[str, typer.Argument(help="The VM's name.", autocompletion=completion.vms)]
 Force = Annotated[bool, typer.Option("--force", help="Do not ask the guest: take its power.")]
 
 
@@ -42,7 +43,7 @@ Force = Annotated[bool, typer.Option("--force", help="Do not ask the guest: take
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="1 to 63 characters a-z, 0-9 and -, beginning with a letter.")],
-    flavor: Annotated[str, typer.Option(help="A named size; or give --vcpus and --memory.")] = "",
+    flavor: Annotated[str, typer.Option(help="A named size; or give --vcpus and --memory.", autocompletion=completion.flavors)] = "",
     vcpus: Annotated[int, typer.Option(help="Virtual CPUs.")] = 0,
     memory: Annotated[int, typer.Option(metavar="MIB", help="Guest memory in MiB.")] = 0,
     cpu_floor: Annotated[int, typer.Option(metavar="MILLI", help="Guaranteed thousandths of a CPU; 0: the class decides.")] = 0,
@@ -50,10 +51,12 @@ def create(
     image: Annotated[str, typer.Option(help="The image that the first disk is a copy of.")] = "",
     pool: Annotated[str, typer.Option(help="The pool that the first disk is made in.")] = "",
     size: Annotated[int, typer.Option(metavar="MIB", help="The first disk's size; default: the image's.")] = 0,
-    volume: Annotated[list[str], typer.Option(help="An existing volume as a further disk; may be repeated.")] = [],  # noqa: B006 typer reads it
+    volume: Annotated[
+        list[str], typer.Option(help="An existing volume as a further disk; may be repeated.", autocompletion=completion.volumes)
+    ] = [],  # noqa: B006 typer reads it
     network: Annotated[list[str], typer.Option(help="A bridge to attach to; may be repeated.")] = [],  # noqa: B006
     label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = [],  # noqa: B006
-    node: Annotated[str, typer.Option(help="Place it there or not at all.")] = "",
+    node: Annotated[str, typer.Option(help="Place it there or not at all.", autocompletion=completion.nodes)] = "",
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or leave it stopped.")] = True,
     wait: Wait = True,
     timeout: Timeout = None,
@@ -98,7 +101,7 @@ def _label(text: str) -> tuple[str, str]:
 @app.command("ls", hidden=True)
 def list_(
     ctx: typer.Context,
-    node: Annotated[str, typer.Option(help="Only VMs of this node.")] = "",
+    node: Annotated[str, typer.Option(help="Only VMs of this node.", autocompletion=completion.nodes)] = "",
     watch: Watch = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -137,7 +140,7 @@ def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
 @app.command()
 def watch(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Only this VM.")] = "",
+    name: Annotated[str, typer.Argument(help="Only this VM.", autocompletion=completion.vms)] = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Print VMs and then every change, until Ctrl-C. Example: hostler vm watch web-1 -o json"""
@@ -237,7 +240,7 @@ def delete(
 def migrate(
     ctx: typer.Context,
     name: Name,
-    to: Annotated[str, typer.Option(help="The node it goes to; default: the scheduler chooses.")] = "",
+    to: Annotated[str, typer.Option(help="The node it goes to; default: the scheduler chooses.", autocompletion=completion.nodes)] = "",
     bandwidth: Annotated[int, typer.Option(metavar="MIB/S", help="Limit of the copy; 0: none.")] = 0,
     etag: Etag = "",
     wait: Wait = True,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hostler.cli import completion
 from hostler.cli.output import VOLUMES, Format, mib, say, short, show
 from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, finish, only_in_a_cluster, run
 
@@ -18,13 +19,15 @@ app = typer.Typer(
     epilog="Example: hostler volume create data --pool shared --size 10240",
 )
 
-Name = Annotated[str, typer.Argument(help="The volume's name.")]
+Name = Annotated[str, typer.Argument(help="The volume's name.", autocompletion=completion.volumes)]
+
+NewName = Annotated[str, typer.Argument(help="1 to 63 characters a-z, 0-9 and -, beginning with a letter.")]
 
 
 @app.command()
 def create(
     ctx: typer.Context,
-    name: Name,
+    name: NewName,
     pool: Annotated[str, typer.Option(help="The pool it is made in.")],
     size: Annotated[int, typer.Option(metavar="MIB", help="Its size; with an image, default: the image's.")] = 0,
     image: Annotated[str, typer.Option(help="The image it is a copy of.")] = "",
