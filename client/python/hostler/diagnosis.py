@@ -75,8 +75,13 @@ async def _finding(endpoint: str, settings: Settings) -> Finding | None:
         )
     except ConnectionRefusedError:
         return Finding(f"Nothing listens at {endpoint}.", "Check the address, and that the daemon runs there.", lasting=False)
-    except socket.gaierror:
-        return Finding(f"The name {host} is not known here.", "Check the endpoint's spelling, or give an address.", lasting=False)
+    except socket.gaierror as error:
+        known = error.errno != socket.EAI_NONAME
+        return Finding(
+            f"The name {host} {'cannot be looked up now' if known else 'is not known here'}.",
+            "Check the endpoint's spelling, or give an address.",
+            lasting=not known,
+        )
     except OSError as error:
         return Finding(f"{endpoint} cannot be reached ({error.strerror or error}).", "Check the address and the network.", lasting=False)
 

@@ -139,7 +139,7 @@ async def test_nothing_listens(cluster: DevCluster, host: str) -> None:
 
 async def test_a_name_that_nobody_knows(cluster: DevCluster) -> None:
     """A misspelt name that looks like a server that is down."""
-    refused = await no("scheduler.invalid:7400", cluster.user_certificate(), call_s=0.5)
+    refused = await no("scheduler.invalid:7400", cluster.user_certificate())
     assert refused.message == "The name scheduler.invalid is not known here."
 
 
