@@ -146,6 +146,13 @@ class Hypervisor(Protocol):
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         """Of a running migration; None: there is none."""
 
+    async def record_mark(self, vm_uid: str) -> str:
+        """How far the hypervisor has written its own record of this VM's life here: opaque, for `recorded_ending`; "": there is no record."""
+
+    async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
+        """How its domain ended since that mark, for somebody who missed the event: STOPPED, STOPPED_MIGRATED or CRASHED. None: the record does
+        not say, or began anew since the mark, or a domain was started after that end."""
+
     def libvirt_socket(self) -> str:
         """The socket that an incoming migration's tunnel leads to."""
 

@@ -21,7 +21,7 @@ from lxml import etree
 
 from hostler.model.domain import DomainSpec
 from hostler.server.clock import Clock, wall_ms
-from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_status
+from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_record, libvirt_status
 from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.image_locks import ImageLocks
 from nodeagent.adapters.libvirt_calls import Calls
@@ -78,6 +78,7 @@ class LibvirtSettings:
     uri: str = "qemu:///system"
     socket: str = "/run/libvirt/libvirt-sock"
     run_dir: Path = QEMU_RUN_DIR
+    log_dir: Path = libvirt_record.LIBVIRT_LOG_DIR
     qemu_conf: Path = Path("/etc/libvirt/qemu.conf")
     console_dir: str = ""
     queue_events: int = QUEUE_EVENTS
@@ -358,6 +359,20 @@ class LibvirtHypervisor:
             return None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
 
         return await self._ask("progress", vm_uid, ask)
+
+    async def record_mark(self, vm_uid: str) -> str:
+        return await self._read_record(vm_uid, lambda: libvirt_record.mark(self._settings.log_dir, vm_uid)) or ""
+
+    async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
+        return await self._read_record(vm_uid, lambda: libvirt_record.ending(self._settings.log_dir, vm_uid, mark))
+
+    async def _read_record(self, vm_uid: str, read: Callable[[], T]) -> T | None:
+        """None: it cannot be read, which is not worth waiting for; a record that is not to be had proves nothing."""
+        try:
+            return await self._calls.run(f"record of {vm_uid}", CALL_DEADLINE_S, read)
+        except OSError as err:
+            log.warning("libvirt's log of the domain cannot be read", vm_uid=vm_uid, reason=err.strerror)
+            return None
 
     def libvirt_socket(self) -> str:
         return self._settings.socket

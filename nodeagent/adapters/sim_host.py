@@ -6,6 +6,7 @@ A process stopped by a signal blocks what needs its monitor, for that domain alo
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +55,8 @@ class SimHost:
         self.jobs: dict[str, MigrationJob] = {}
         self.events = EventHub()
         self.up = True
+        self.records: defaultdict[str, list[EventKind]] = defaultdict(list)
+        """What the daemon wrote down of each VM's starts and ends: a file, which outlives it."""
         self.refuse_create = ""
         """Not empty: every creation is refused with this sentence."""
         self._hung = False
@@ -195,6 +198,7 @@ class SimHost:
             raise HypervisorRefused("Failed to get the write lock of a disk: another process has it open.")
         domain = SimDomain(spec.vm_uid, spec.vm_uid, tag, spec.vcpus, spec.memory_mib, Power.PAUSED, process)
         self.domains[spec.vm_uid] = domain
+        self.records[spec.vm_uid].append(EventKind.STARTED)
         self.publish(EventKind.STARTED, spec.vm_uid)
         self.publish(EventKind.SUSPENDED, spec.vm_uid)
         return domain
@@ -209,6 +213,7 @@ class SimHost:
         process = self._new_process(source.uuid, source.memory_mib, disks)
         domain = SimDomain(source.name, source.uuid, tag, source.vcpus, source.memory_mib, Power.INCOMING, process)
         self.domains[source.uuid] = domain
+        self.records[source.uuid].append(EventKind.STARTED)
         self.publish(EventKind.STARTED, source.uuid)
         return domain
 
@@ -274,6 +279,8 @@ class SimHost:
         domain = self.domains.get(process.vm_uid)
         if domain is not None and domain.process is process:
             del self.domains[process.vm_uid]
+            if self.up:
+                self.records[process.vm_uid].append(kind)
             self.publish(kind, process.vm_uid)
         self._changed()
 

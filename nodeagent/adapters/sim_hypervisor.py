@@ -119,6 +119,13 @@ class SimHypervisor:
 
         return await self._ask(vm_uid, look)
 
+    async def record_mark(self, vm_uid: str) -> str:
+        return str(len(self._host.records[vm_uid]))
+
+    async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
+        written = self._host.records[vm_uid][int(mark) :] if mark else []
+        return written[-1] if written and written[-1] is not EventKind.STARTED else None
+
     def libvirt_socket(self) -> str:
         return f"sim:{self._node_id}"
 

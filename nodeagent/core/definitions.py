@@ -71,6 +71,8 @@ class Outgoing:
     bytes_done: int = 0
     bytes_total: int = 0
     hypervisor_downtime_ms: int = 0
+    record_mark: str = ""
+    """How far the hypervisor's record of the VM had been written when the copy began: what it says after that is about this copy."""
 
 
 class EpochVerdict(StrEnum):

@@ -7,12 +7,16 @@ The owner record decides first, because it alone is true for everybody:
     frozen source is switched over and holds no lock, or when the hypervisor says that it is gone because it migrated away.
   - not known now: change nothing.
 There is no memory but the arguments, so a restarted agent takes the same decisions.
+
+A source whose process is gone is not enough to go forward, however complete the copy at the destination: libvirt may have taken a lost reply for a
+failure and let the source run on before it ended, and then the copy is older than the disk. What proves that it never ran again is libvirt's own
+word that it ended because it migrated away: its event, the success of its call, or (for an agent that was not there) what it wrote down.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hostler.model.copy import Copy
+from hostler.model.copy import Copy, Stage
 from hostler.model.owner import OwnerRead, OwnerState
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks
@@ -61,6 +65,21 @@ class Act(StrEnum):
 
 
 GONE = frozenset({Copy.ABSENT, Copy.GONE_MIGRATED})
+
+
+class Ending(StrEnum):
+    """Why the domain ended, as the hypervisor said or wrote down."""
+
+    UNTOLD = "UNTOLD"
+    MIGRATED = "MIGRATED"
+    OTHERWISE = "OTHERWISE"
+
+
+def gone_copy(handoff: Outgoing, told: Ending, written: Ending, copying: Copying) -> Copy:
+    """What a source that has no domain any more is: GONE_MIGRATED only if the hypervisor vouches for it, for a copy that this handoff began."""
+    begun = handoff.stage is not Stage.PREPARED
+    vouched = told is Ending.MIGRATED or copying is Copying.RETURNED or (told is Ending.UNTOLD and written is Ending.MIGRATED)
+    return Copy.GONE_MIGRATED if begun and vouched else Copy.ABSENT
 
 
 def next_act(handoff: Outgoing, evidence: Evidence) -> Act:

@@ -17,7 +17,7 @@ from hostler.model.owner import OwnerRead, OwnerState
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Outgoing
 from nodeagent.core.observed import CopyTag, DomainView, Locks, Power
-from nodeagent.core.outgoing import GONE, Act, Copying, Evidence, next_act
+from nodeagent.core.outgoing import GONE, Act, Copying, Ending, Evidence, gone_copy, next_act
 from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
@@ -253,7 +253,8 @@ class OutgoingHandoffs:
     async def _begin_copy(self, run: _Run) -> None:
         handoff = run.handoff
         sockets = await self._tunnel.open_outgoing(handoff.operation_id, handoff.tunnel_endpoint, handoff.destination_node_id)
-        await self._keep(run, stage=Stage.COPYING, begin_ms=wall_ms(self._clock))
+        mark = await self._hypervisor.record_mark(handoff.vm_uid)
+        await self._keep(run, stage=Stage.COPYING, begin_ms=wall_ms(self._clock), record_mark=mark)
         run.copying = Copying.RUNNING
         tag = CopyTag(handoff.vm_uid, handoff.epoch + 1, handoff.operation_id)
         paths = {disk.volume_uid: disk.path for disk in handoff.disks}
@@ -347,23 +348,18 @@ class OutgoingHandoffs:
             return Copy.SWITCHED
         try:
             domain = await self._hypervisor.domain(handoff.vm_uid)
+            return await self._gone(handoff) if domain is None else _standing(domain)
         except HypervisorUnavailable:
             return Copy.UNKNOWN
-        return self._classify(handoff, domain)
 
-    def _classify(self, handoff: Outgoing, domain: DomainView | None) -> Copy:
+    async def _gone(self, handoff: Outgoing) -> Copy:
+        """Events tell how it ended to an agent that was there; to one that was away, what the hypervisor wrote down does."""
         run = self._runs.get(handoff.operation_id)
-        if domain is None:
-            migrated = self._observer.seen(handoff.vm_uid).ending is EventKind.STOPPED_MIGRATED
-            returned = run is not None and run.copying is Copying.RETURNED
-            return Copy.GONE_MIGRATED if migrated or returned else Copy.ABSENT
-        match domain.power:
-            case Power.RUNNING | Power.SHUTTING_DOWN:
-                return Copy.RUNNING
-            case Power.SWITCHED:
-                return Copy.SWITCHED
-            case _:
-                return Copy.PAUSED
+        told = _ending(self._observer.seen(handoff.vm_uid).ending)
+        written = Ending.UNTOLD
+        if told is Ending.UNTOLD and handoff.record_mark:
+            written = _ending(await self._hypervisor.recorded_ending(handoff.vm_uid, handoff.record_mark))
+        return gone_copy(handoff, told, written, Copying.NOT_BEGUN if run is None else run.copying)
 
     async def _note_progress(self, run: _Run) -> None:
         try:
@@ -414,3 +410,23 @@ async def _wait(waker: asyncio.Event) -> None:
             await waker.wait()
     except TimeoutError:
         return
+
+
+def _standing(domain: DomainView) -> Copy:
+    match domain.power:
+        case Power.RUNNING | Power.SHUTTING_DOWN:
+            return Copy.RUNNING
+        case Power.SWITCHED:
+            return Copy.SWITCHED
+        case _:
+            return Copy.PAUSED
+
+
+def _ending(said: EventKind | None) -> Ending:
+    match said:
+        case None:
+            return Ending.UNTOLD
+        case EventKind.STOPPED_MIGRATED:
+            return Ending.MIGRATED
+        case _:
+            return Ending.OTHERWISE

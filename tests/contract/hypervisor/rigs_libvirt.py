@@ -52,6 +52,7 @@ class OutsideHypervisor(LibvirtHypervisor):
         settings = LibvirtSettings(
             uri=host.libvirt_uri,
             run_dir=host.outside("/run/libvirt/qemu"),
+            log_dir=host.outside("/var/log/libvirt/qemu"),
             qemu_conf=host.outside("/etc/libvirt/qemu.conf"),
             queue_events=QUEUE_EVENTS,
         )

@@ -259,3 +259,24 @@ async def test_a_source_that_dies_during_the_copy_is_an_error_and_leaves_no_copy
 async def _refused(rig: Rig, vm: ContractVM, mib_s: int) -> None:
     with pytest.raises((HypervisorRefused, HypervisorUnavailable)):
         await migrate(rig, vm, mib_s)
+
+
+@needs(Capability.MIGRATION, Capability.SIGNALS)
+async def test_how_it_ended_is_written_down_for_whoever_was_not_there(rig: Rig) -> None:
+    """An agent that missed the event would take a guest that migrated away for one that crashed, or the other way round."""
+    vm, hypervisor = await started(rig), rig.hypervisor(0)
+    mark = await hypervisor.record_mark(vm.uid)
+    assert await hypervisor.recorded_ending(vm.uid, mark) is None
+    await migrate(rig, vm)
+    assert await hypervisor.recorded_ending(vm.uid, mark) is EventKind.STOPPED_MIGRATED
+    assert await hypervisor.recorded_ending(vm.uid, await hypervisor.record_mark(vm.uid)) is None
+    await rig.hypervisor(1).destroy(vm.uid)
+    await hypervisor.create_paused(vm.spec, CopyTag(vm.uid, 3, "op-again"), vm.disk_paths[0])
+    assert await hypervisor.recorded_ending(vm.uid, mark) is None
+    await hypervisor.kill(vm.uid)
+
+    async def gone() -> bool:
+        return await power(rig, vm) is None
+
+    await until(rig, gone, "the hypervisor notices")
+    assert await hypervisor.recorded_ending(vm.uid, mark) is not EventKind.STOPPED_MIGRATED

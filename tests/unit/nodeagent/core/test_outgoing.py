@@ -1,6 +1,7 @@
 """The source's table: each row once, by name, and the laws of safety over every combination of evidence there can be."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,7 +10,7 @@ from hostler.model.copy import Copy, Stage
 from hostler.model.owner import Owner, OwnerRead, OwnerState
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks
-from nodeagent.core.outgoing import GONE, Act, Copying, Evidence, next_act
+from nodeagent.core.outgoing import GONE, Act, Copying, Ending, Evidence, gone_copy, next_act
 
 EPOCH = 7
 HANDOFF = Outgoing("op", "uid", EPOCH, 40, "n2", "n2:1", "n2:2", (), 0, Stage.COPYING)
@@ -161,3 +162,28 @@ def test_nothing_is_done_for_somebody_else() -> None:
         ours = record is not None and record.state is OwnerState.HANDOFF and record.operation_id == "op"
         if record is None or (record.epoch == EPOCH and not ours and record.state is not OwnerState.RUNNING):
             assert next_act(HANDOFF, known) is Act.WAIT, known
+
+
+def test_only_the_hypervisors_word_tells_a_source_that_migrated_from_one_that_is_gone() -> None:
+    """A source that ran on and then died is taken for one that migrated away: its older copy is resumed over a newer disk."""
+    for stage, told, written, copying in product((Stage.PREPARED, Stage.COPYING, Stage.FAILED), Ending, Ending, Copying):
+        seen = gone_copy(replace(HANDOFF, stage=stage), told, written, copying)
+        vouched = Ending.MIGRATED in (told, written) or copying is Copying.RETURNED
+        assert seen in GONE
+        assert seen is Copy.ABSENT or (vouched and stage is not Stage.PREPARED), (stage, told, written, copying)
+
+
+@pytest.mark.parametrize(
+    ("told", "written", "copying", "copy"),
+    [
+        (Ending.MIGRATED, Ending.UNTOLD, Copying.RUNNING, Copy.GONE_MIGRATED),
+        (Ending.UNTOLD, Ending.UNTOLD, Copying.RETURNED, Copy.GONE_MIGRATED),
+        (Ending.UNTOLD, Ending.MIGRATED, Copying.FAILED, Copy.GONE_MIGRATED),
+        (Ending.OTHERWISE, Ending.MIGRATED, Copying.FAILED, Copy.ABSENT),
+        (Ending.UNTOLD, Ending.OTHERWISE, Copying.FAILED, Copy.ABSENT),
+        (Ending.UNTOLD, Ending.UNTOLD, Copying.FAILED, Copy.ABSENT),
+    ],
+)
+def test_an_agent_that_was_away_goes_by_what_was_written_down(told: Ending, written: Ending, copying: Copying, copy: Copy) -> None:
+    """A guest called crashed although the hypervisor's own record says that it migrated away."""
+    assert gone_copy(HANDOFF, told, written, copying) is copy
