@@ -113,12 +113,17 @@ async def test_a_terminal_that_can_do_nothing_gets_plain_lines(monkeypatch: pyte
 async def on_terminal(shown: Terminal, cli: Cli, *arguments: str) -> asyncio.subprocess.Process:
     """`hostler`, started from that terminal: Ctrl-C there is a signal to it."""
     return await asyncio.create_subprocess_exec(
+        "setsid",  # by a program: Python between fork and exec meets the locks of gRPC's threads
+        "--ctty",
+        "--wait",
         sys.executable,
         "-m",
         "hostler.cli",
         *arguments,
         env=cli.environment | {"TERM": "xterm", "PYTHONUTF8": "1", "NO_COLOR": ""},
-        preexec_fn=lambda: os.login_tty(shown.program_end),
+        stdin=shown.program_end,
+        stdout=shown.program_end,
+        stderr=shown.program_end,
     )
 
 
