@@ -7,10 +7,11 @@ each command to its hypervisor. So k from 1 to the number of such things is ever
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from devcluster.cluster import Daemon, DevCluster, DevOptions
+from devcluster.cluster import DevCluster, DevOptions
 from hostler.server.clock import Clock
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_world import SimWorld
@@ -25,37 +26,62 @@ JOURNALED = ("/hostler/state/op/", "/hostler/state/vm/")
 COMMANDS = ("create_paused", "resume", "press_power_button", "destroy", "kill", "migrate", "abort_migration")
 
 
+class Blow(StrEnum):
+    """What is done to whom."""
+
+    REPLICA_KILLED = "replica killed"
+    """It stays dead; the other one takes over."""
+    STORE_SILENT = "store silent"
+    """A write of a replica gets no answer."""
+    AGENT_KILLED = "agent killed"
+    """Its supervisor starts it again."""
+    HYPERVISOR_SILENT = "hypervisor silent"
+    """A command of an agent gets no answer."""
+    HYPERVISOR_KILLED = "hypervisor killed"
+    """The daemon ends and is started again; the guests' processes go on."""
+    HOST_DOWN = "host down"
+    """Power is lost and comes back: no process is left on that host."""
+
+
+OF_REPLICAS = frozenset({Blow.REPLICA_KILLED, Blow.STORE_SILENT})
+SILENCE = frozenset({Blow.STORE_SILENT, Blow.HYPERVISOR_SILENT})
+
+
 @dataclass(slots=True)
 class Harm:
-    """`at` the k-th counted thing of the agents, or of the replicas (0: never): who does it is killed, or gets no answer (`loss`).
+    """The blow falls `at` the k-th counted thing of those that it is for (0: never), before or after it is done.
 
     `victim` is who did it, `what` it was.
     """
 
+    blow: Blow
     at: int = 0
     after: bool = False
-    agents: bool = False
-    loss: bool = False
     armed: bool = False
     count: int = 0
     what: str = ""
+    struck: asyncio.Event = field(default_factory=asyncio.Event)
     victim: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     async def unless_now(self, daemon: str, what: str, act: Callable[[], Awaitable[T]], lost: Exception | None = None) -> T:
         """Do it, unless this is the moment: then the caller never hears of it. `lost` is what it hears when the answer is lost."""
-        if not self.armed or self.agents is not daemon.startswith("n") or (self.loss and lost is None):
+        silent = self.blow in SILENCE
+        if not self.armed or (self.blow in OF_REPLICAS) is daemon.startswith("n") or (silent and lost is None):
             return await act()
         self.count += 1
         if self.count != self.at:
             return await act()
         self.what = f"{daemon}: {what}"
-        if self.after:
-            await act()
-        if self.loss and lost is not None:
+        done = await act() if self.after else None
+        if silent and lost is not None:
             raise lost
         self.victim.set_result(daemon)
-        await asyncio.Event().wait()
-        raise AssertionError("who is dead does not go on")
+        if self.blow is not Blow.HYPERVISOR_KILLED:
+            await asyncio.Event().wait()
+        await self.struck.wait()
+        if self.after:
+            return done  # type: ignore[return-value]
+        return await act()
 
 
 class WatchedStore:
@@ -120,12 +146,24 @@ class WatchedCluster(DevCluster):
         files = WatchedFiles(self.directory / "state" / node_id, self.harm)
         return replace(super().parts_of(node_id), hypervisor=WatchedHypervisor(self.world, node_id, self.harm), files=files)
 
-    async def execute(self) -> Daemon | None:
-        """Wait for the victim and kill it. A replica stays dead, the other one takes over; an agent is started again, as its supervisor does."""
+    async def execute(self) -> None:
+        """Wait for the victim, and let the blow fall."""
         victim = await self.harm.victim
-        if victim in self.schedulers:
-            await self.schedulers[victim].kill()
-            return None
-        port = self.agents[victim].port
-        await self.agents[victim].kill()
-        return await self.start_agent(victim, port)
+        match self.harm.blow:
+            case Blow.REPLICA_KILLED:
+                await self.schedulers[victim].kill()
+            case Blow.AGENT_KILLED:
+                await self._restart_agent(victim)
+            case Blow.HYPERVISOR_KILLED:
+                self.world.hosts[victim].crash_daemon()
+                self.world.hosts[victim].restart_daemon()
+                self.harm.struck.set()
+            case Blow.HOST_DOWN:
+                self.world.hosts[victim].crash_host()
+                self.world.hosts[victim].boot_host()
+                await self._restart_agent(victim)
+
+    async def _restart_agent(self, node_id: str) -> None:
+        port = self.agents[node_id].port
+        await self.agents[node_id].kill()
+        await self.start_agent(node_id, port)
