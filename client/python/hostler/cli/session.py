@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,14 @@ Timeout = Annotated[
     float | None,
     typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Wait no longer; the operation goes on. Default: as long as it takes."),
 ]
-RequestId = Annotated[str, typer.Option("--request-id", help="Repeat with the same id and it still happens once. Default: a new one.")]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        "--request-id",
+        callback=lambda given: given or str(uuid.uuid4()),
+        help="Repeat with the same id and it still happens once. Default: a new one.",
+    ),
+]
 Etag = Annotated[str, typer.Option("--etag", help="Only if nobody changed it since: its etag, as in `get -o json`.")]
 Watch = Annotated[bool, typer.Option("-w", "--watch", help="Then print every change, until Ctrl-C.")]
 
@@ -79,7 +87,7 @@ class Ending:
 
 def run(ctx: typer.Context, work: "Callable[[Cluster | Host], Awaitable[None]]") -> None:
     """Connect to the cluster or the host, do the work; see `refusals_shown`."""
-    with refusals_shown():
+    with refusals_shown(), _repeatable(ctx):
         asyncio.run(_connected(target_of(ctx).settings, work))
 
 
@@ -91,7 +99,8 @@ def run_cluster(ctx: typer.Context, work: "Callable[[Cluster], Awaitable[None]]"
         settings = target_of(ctx).settings
         if settings.one_host:
             raise needs_a_cluster(settings.where)
-        asyncio.run(_connected(settings, work))
+        with _repeatable(ctx):
+            asyncio.run(_connected(settings, work))
 
 
 def only_in_a_cluster(ctx: typer.Context, option: str, value: str) -> None:
@@ -119,6 +128,26 @@ def refusals_shown() -> Iterator[None]:
         raise typer.Exit(exit_code(error)) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+@contextmanager
+def _repeatable(ctx: typer.Context) -> Iterator[None]:
+    """Whoever gives up before the answer to a change came is told how to repeat it without doing it twice."""
+    from hostler.errors import DeadlineExceeded, Unavailable
+
+    request_id = "" if ctx.params.get("dry_run") else ctx.params.get("request_id", "")
+    told = f"It may have been accepted. Repeat it with --request-id {request_id}: it happens once."
+    try:
+        yield
+    except KeyboardInterrupt:
+        if request_id:
+            typer.echo(told, err=True)
+        raise
+    except (DeadlineExceeded, Unavailable) as error:
+        unheard = isinstance(error, DeadlineExceeded) or "detail" in error.metadata
+        if request_id and unheard and "operation" not in error.metadata:
+            error.fix = told
+        raise
 
 
 async def _connected(settings: "Settings", work: "Callable[[Any], Awaitable[None]]") -> None:
@@ -155,8 +184,11 @@ async def waited(handle: "OperationHandle", timeout_s: float | None) -> "Operati
     try:
         with shown() as update:
             return await handle.wait(timeout_s, update)
-    except (asyncio.CancelledError, DeadlineExceeded, Unavailable):
+    except (asyncio.CancelledError, DeadlineExceeded, Unavailable) as error:
         typer.echo(f"{handle.name} goes on without you.\n{_follow_up(handle.name)}", err=True)
+        if isinstance(error, asyncio.CancelledError):
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+        error.metadata = {**error.metadata, "operation": handle.name}
         raise
 
 
