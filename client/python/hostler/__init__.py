@@ -1,6 +1,6 @@
 """The public SDK. `hostler.connect()` gives a `Cluster`; everything else is what its methods take, return and raise.
 
-    async with hostler.connect("10.0.0.1:7443,10.0.0.2:7443", cert="tls.crt", key="tls.key", ca="ca.crt") as cluster:
+    async with hostler.connect("10.0.0.1:7400,10.0.0.2:7400", cert="tls.crt", key="tls.key", ca="ca.crt") as cluster:
         creating = await cluster.create_vm("web-1", flavor="small", image="debian-12", pool="shared", networks=["br0"])
         print((await creating.wait()).vm.node)
 

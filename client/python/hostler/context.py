@@ -3,7 +3,7 @@
     current = "prod"
 
     [contexts.prod]
-    endpoint = "10.0.0.1:7443,10.0.0.2:7443"
+    endpoint = "10.0.0.1:7400,10.0.0.2:7400"
     cert = "prod/tls.crt"
     key = "prod/tls.key"
     ca = "prod/ca.crt"

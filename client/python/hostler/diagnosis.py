@@ -107,6 +107,8 @@ async def _plain(endpoint: str, settings: Settings, reader: asyncio.StreamReader
         return None
     if first[:1] == bytes([TLS_ALERT]) or await _speaks_tls(endpoint):
         return Finding(f"The server at {endpoint} speaks TLS.", "Give your certificate, its key and the authority instead of insecure.")
+    if not first:
+        return Finding(f"The server at {endpoint} hangs up.", "Check the address and the port, and the server's log.", lasting=False)
     return _stranger(endpoint)
 
 

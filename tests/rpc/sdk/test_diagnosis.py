@@ -174,7 +174,9 @@ async def test_another_program_that_hangs_up(cluster: DevCluster) -> None:
     """As above, when it says nothing at all."""
     async with server(hang_up) as endpoint:
         refused = await no(endpoint, cluster.user_certificate(), call_s=0.5)
+        plain = await no(endpoint, None, call_s=0.5)
     assert refused.message == f"The server at {endpoint} does not speak TLS: it hangs up."
+    assert plain.message == f"The server at {endpoint} hangs up."
 
 
 async def test_another_program_with_tls(cluster: DevCluster, strangers: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Keep connections to clusters, and to single hosts, by name.",
     no_args_is_help=True,
-    epilog="Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod && hostler vm list",
+    epilog="Example: hostler --endpoint 10.0.0.1:7400 --cert me.crt --key me.key --ca ca.crt context create prod && hostler vm list",
 )
 
 Name = Annotated[str, typer.Argument(help="The context's name.", autocompletion=completion.contexts)]
@@ -63,7 +63,7 @@ def create(
 ) -> None:
     """Keep the connection that the global options and the environment describe, under a name; the first one becomes the current one.
 
-    Example: hostler --endpoint 10.0.0.1:7443 --cert me.crt --key me.key --ca ca.crt context create prod --use
+    Example: hostler --endpoint 10.0.0.1:7400 --cert me.crt --key me.key --ca ca.crt context create prod --use
     """
     from hostler.context import Context
 
