@@ -208,16 +208,28 @@ class StateFiles(Protocol):
     async def remove(self, kind: str, key: str) -> None: ...
 
 
+class TunnelFailed(FailedPrecondition):
+    """An end of a tunnel cannot be opened. `detail` is for the log."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            Reason.MIGRATION_FAILED,
+            "The tunnel between the two hosts cannot be opened.",
+            "The agent's log on the host says why: its tunnel directory, its ports or its certificate.",
+        )
+        self.detail = detail
+
+
 class Tunnel(Protocol):
     """The mutually authenticated way between the two hosts of one handoff; open for that handoff alone."""
 
     async def open_incoming(self, operation_id: str, source_node_id: str) -> str:
-        """Destination: listen for exactly that node; returns host:port. Again for the same operation: the same listener."""
+        """Destination: listen for exactly that node; returns host:port. Again for the same operation: the same listener. Raises TunnelFailed."""
 
     async def close_incoming(self, operation_id: str) -> None: ...
 
     async def open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
-        """Source: two unix sockets whose connections end at the destination's libvirt and QEMU."""
+        """Source: two unix sockets whose connections end at the destination's libvirt and QEMU. Raises TunnelFailed, and then nothing is open."""
 
     async def close_outgoing(self, operation_id: str) -> None: ...
 

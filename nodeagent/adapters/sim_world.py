@@ -78,6 +78,8 @@ class SimFabric:
 
     def __init__(self) -> None:
         self.cut: set[frozenset[str]] = set()
+        self.unopenable: set[str] = set()
+        """Nodes that can open no end of a tunnel: no directory, no port, no certificate."""
         self._tunnels: defaultdict[str, _Tunnel] = defaultdict(_Tunnel)
 
     def listen(self, operation_id: str, source: str, destination: str) -> None:

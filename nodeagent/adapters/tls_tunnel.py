@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ import structlog
 from hostler.server.identity import IdentityError, Principal, PrincipalKind, parse_only_principal
 from hostler.server.tls import TlsFiles, client_context, server_context
 from nodeagent.adapters.tls_splice import StreamCut, splice
-from nodeagent.ports import MigrationSockets
+from nodeagent.ports import MigrationSockets, TunnelFailed
 
 LIBVIRT_ALPN = "hostler-libvirt"
 QEMU_ALPN = "hostler-qemu"
@@ -126,7 +126,12 @@ class TlsTunnel:
     # ---- destination
 
     async def open_incoming(self, operation_id: str, source_node_id: str) -> str:
-        """See the port. Raises OSError if no port of the range is free, ValueError for ids that are none."""
+        """See the port."""
+        with _failing():
+            return await self._open_incoming(operation_id, source_node_id)
+
+    async def _open_incoming(self, operation_id: str, source_node_id: str) -> str:
+        """Raises OSError if no port of the range is free, ValueError for ids that are none."""
         qemu_path = self._path(operation_id, "qemu")
         source = Principal(self._me.cluster, PrincipalKind.NODE, source_node_id)
         async with self._lock:
@@ -168,18 +173,29 @@ class TlsTunnel:
     # ---- source
 
     async def open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
-        """See the port; nothing is connected before somebody connects to a socket. Raises OSError, ValueError for ids or endpoints that are none."""
+        """See the port; nothing is connected before somebody connects to a socket."""
+        with _failing():
+            return await self._open_outgoing(operation_id, endpoint, destination_node_id)
+
+    async def _open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
+        """Raises OSError, ValueError for ids or endpoints that are none."""
         host, port = _parse_endpoint(endpoint)
         destination = Principal(self._me.cluster, PrincipalKind.NODE, destination_node_id)
         paths = {LIBVIRT_ALPN: self._path(operation_id, "libvirt"), QEMU_ALPN: self._path(operation_id, "qemu")}
         async with self._lock:
             if operation_id not in self._outgoing:
-                opened = self._outgoing[operation_id] = _Opened()
-                for alpn, path in paths.items():
-                    listener = _listen_unix(path, self._qemu_gid)
-                    opened.listeners.append(listener)
-                    opened.paths.append(path)
-                    self._accept(operation_id, opened, listener, self._dialler(alpn, host, port, destination))
+                opened = _Opened()
+                try:
+                    for alpn, path in paths.items():
+                        serve = self._dialler(alpn, host, port, destination)
+                        listener = _listen_unix(path, self._qemu_gid)
+                        opened.listeners.append(listener)
+                        opened.paths.append(path)
+                        self._accept(operation_id, opened, listener, serve)
+                except (OSError, ValueError):
+                    await self._close(opened)
+                    raise
+                self._outgoing[operation_id] = opened
         return MigrationSockets(str(paths[LIBVIRT_ALPN]), str(paths[QEMU_ALPN]))
 
     def _dialler(self, alpn: str, host: str, port: int, destination: Principal) -> "Serve":
@@ -282,6 +298,16 @@ class _Hold:
             for sock in self._mine:
                 self._opened.sockets.discard(sock)
                 sock.close()
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    """What the kernel, the certificates or the names refuse, as the port's exception."""
+    try:
+        yield
+    except (OSError, ValueError) as err:
+        log.warning("tunnel cannot be opened", error=f"{type(err).__name__}: {err}")
+        raise TunnelFailed(f"{type(err).__name__}: {err}") from err
 
 
 Serve = Callable[[socket.socket, _Hold], None]

@@ -45,6 +45,8 @@ class Evidence:
     locks: Locks | None
     lockless: bool
     """The disks have no lock that can be asked: inspection proves nothing, the hypervisor's word that it migrated away is waited for."""
+    settled: bool = False
+    """The failed call is long over, and the hypervisor, asked now, still has the copy switched over and no job for it: no word will come."""
 
 
 class Act(StrEnum):
@@ -111,8 +113,9 @@ def _go_on(evidence: Evidence) -> Act:
 
 
 def _await_word(evidence: Evidence) -> Act:
-    """Without locks only the hypervisor's word counts, that it migrated away. It can still come while the call runs, or the copy is switched over."""
-    to_come = evidence.copying in (Copying.RUNNING, Copying.RETURNED) or evidence.copy is Copy.SWITCHED
+    """Without locks only the hypervisor's word counts, that it migrated away. It can still come while the call runs, or until the copy has settled
+    as switched over: then the source, which is the newest and still the owner's, is to go on."""
+    to_come = evidence.copying in (Copying.RUNNING, Copying.RETURNED) or (evidence.copy is Copy.SWITCHED and not evidence.settled)
     return Act.WAIT if to_come else Act.FAIL
 
 

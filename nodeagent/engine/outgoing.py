@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
+from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
 from hostler.model.copy import Copy, HandoffReport, Stage
 from hostler.model.domain import DomainSpec
 from hostler.model.owner import OwnerRead, OwnerState
@@ -30,6 +30,7 @@ from nodeagent.ports import (
     Peer,
     PeerUnavailable,
     Tunnel,
+    TunnelFailed,
     Volumes,
 )
 
@@ -41,6 +42,14 @@ AUTHORITY_RETRY_S = 0.2
 
 END_OF_CALL_S = 30.0
 """After the end of the source's process libvirt's call returns within seconds; past this the adapter's own deadline is broken."""
+
+SETTLE_S = 30.0
+"""After a failed call libvirt may still be ending the source: 1-2 s, 10 s for a stopped QEMU (measured), and its keepalive of 8 s before."""
+
+UNSETTLED = (
+    "The disks have no locks and the hypervisor of {node_id} does not answer, so nobody can tell whether the source's copy has ended. "
+    "Make libvirtd on {node_id} answer (restarting it harms no guest), or power that node off."
+)
 
 log = structlog.get_logger()
 
@@ -54,6 +63,7 @@ class _Run:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     owner: OwnerRead | None = None
     copying: Copying = Copying.NOT_BEGUN
+    failed_s: float = 0.0
     copy_task: "asyncio.Task[None] | None" = None
     arrival_task: "asyncio.Task[None] | None" = None
     arrived: bool = False
@@ -182,7 +192,7 @@ class OutgoingHandoffs:
         run = _Run(handoff, definition.spec)
         if resumed and handoff.stage is not Stage.PREPARED:
             # The call of the previous process is gone, and with it the tunnel: the copy cannot complete any more, or has.
-            run.copying = Copying.FAILED
+            self._copy_failed(run)
             run.handoff = replace(handoff, error=handoff.error or "The agent was restarted while it copied.")
         self._runs[handoff.operation_id] = run
         self._group.create_task(self._drive(run), name=f"outgoing {handoff.operation_id}")
@@ -197,7 +207,7 @@ class OutgoingHandoffs:
                     waker.clear()
                     try:
                         await self._step(run)
-                    except (HypervisorUnavailable, HypervisorRefused, AuthorityUnavailable) as error:
+                    except HostlerError as error:
                         log.warning("handoff waits", operation=operation_id, error=str(error))
                         await _wait(waker)
         finally:
@@ -212,7 +222,8 @@ class OutgoingHandoffs:
             await self._read_owner(run)
         copy = await self._copy(run.handoff)
         frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
-        act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless))
+        settled = run.lockless and copy is Copy.SWITCHED and await self._settled(run)
+        act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless, settled))
         if act is not Act.WAIT:
             log.info("handoff", operation=run.handoff.operation_id, act=act.value, copy=copy.value, frozen=frozen)
         match act:
@@ -221,8 +232,9 @@ class OutgoingHandoffs:
             case Act.BEGIN_COPY:
                 await self._begin_copy(run)
             case Act.FREEZE:
-                self._hypervisor.freeze(run.handoff.vm_uid)
                 run.locks = None
+                if not self._hypervisor.freeze(run.handoff.vm_uid):
+                    await self._idle(run)  # it has just ended: whoever says why must be heard before the next step
             case Act.INSPECT:
                 run.locks = await self._hypervisor.locks(tuple(self._paths(run.spec)))
             case Act.COMMIT:
@@ -244,15 +256,34 @@ class OutgoingHandoffs:
                 await self._fail(run)
 
     async def _idle(self, run: _Run) -> None:
-        """Wait for something to happen; then note the progress and read the owner record anew, since an abort comes that way."""
+        """Wait for something to happen; then note the progress and read the owner record anew, since an abort comes that way. But the copy's arrival
+        and what happens next do not wait for schedulers that do not answer: libvirt ends a switched-over source within seconds."""
+        before = (run.arrived, run.copying)
         await _wait(run.wake)
+        if (run.arrived, run.copying) != before:
+            return
+        run.wake.clear()
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(self._look_about(run), name=f"look about {run.handoff.operation_id}")
+            woken = group.create_task(run.wake.wait(), name=f"woken {run.handoff.operation_id}")
+            await asyncio.wait({asking, woken}, return_when=asyncio.FIRST_COMPLETED)
+            asking.cancel()
+            woken.cancel()
+
+    async def _look_about(self, run: _Run) -> None:
         if run.copying is Copying.RUNNING and not run.arrived:
             await self._note_progress(run)
         await self._read_owner(run)
 
     async def _begin_copy(self, run: _Run) -> None:
         handoff = run.handoff
-        sockets = await self._tunnel.open_outgoing(handoff.operation_id, handoff.tunnel_endpoint, handoff.destination_node_id)
+        try:
+            sockets = await self._tunnel.open_outgoing(handoff.operation_id, handoff.tunnel_endpoint, handoff.destination_node_id)
+        except TunnelFailed as error:
+            log.warning("tunnel failed", operation=handoff.operation_id, reason=error.detail)
+            run.handoff = replace(handoff, error=str(error))
+            self._copy_failed(run)
+            return
         mark = await self._hypervisor.record_mark(handoff.vm_uid)
         await self._keep(run, stage=Stage.COPYING, begin_ms=wall_ms(self._clock), record_mark=mark)
         run.copying = Copying.RUNNING
@@ -265,12 +296,15 @@ class OutgoingHandoffs:
                 await copy
                 run.copying = Copying.RETURNED
             except (HypervisorUnavailable, HypervisorRefused) as error:
-                run.copying = Copying.FAILED
+                self._copy_failed(run)
                 run.handoff = replace(run.handoff, error=f"The copy did not complete: {error}")
             run.wake.set()
 
         run.copy_task = self._task(call(), f"copy {handoff.operation_id}")
         run.arrival_task = self._task(self._hear_of_arrival(run), f"arrival {handoff.operation_id}")
+
+    def _copy_failed(self, run: _Run) -> None:
+        run.copying, run.failed_s = Copying.FAILED, self._clock.monotonic_s()
 
     async def _hear_of_arrival(self, run: _Run) -> None:
         handoff = run.handoff
@@ -351,6 +385,19 @@ class OutgoingHandoffs:
             return await self._gone(handoff) if domain is None else _standing(domain)
         except HypervisorUnavailable:
             return Copy.UNKNOWN
+
+    async def _settled(self, run: _Run) -> bool:
+        """Whether libvirt is through with a copy that it left switched over. The handoff's error says what keeps it from being known."""
+        if run.copying is not Copying.FAILED or self._clock.monotonic_s() - run.failed_s < SETTLE_S:
+            return False
+        try:
+            domain = await self._hypervisor.domain(run.handoff.vm_uid)
+            job = await self._hypervisor.migration_progress(run.handoff.vm_uid)
+        except HypervisorUnavailable:
+            run.handoff = replace(run.handoff, error=UNSETTLED.format(node_id=self._node_id))
+            self._state.note_outgoing(run.handoff)
+            raise
+        return domain is not None and domain.power is Power.SWITCHED and job is None
 
     async def _gone(self, handoff: Outgoing) -> Copy:
         """Events tell how it ended to an agent that was there; to one that was away, what the hypervisor wrote down does."""

@@ -36,13 +36,14 @@ def evidence(
     arrived: bool = False,
     locks: Locks | None = None,
     lockless: bool = False,
+    settled: bool = False,
 ) -> Evidence:
-    return Evidence(record, copy, frozen, copying, arrived, locks, lockless)
+    return Evidence(record, copy, frozen, copying, arrived, locks, lockless, settled)
 
 
 def every() -> Iterator[Evidence]:
     """Every combination of evidence, those that cannot happen included."""
-    for values in product(OWNERS, Copy, (False, True), Copying, (False, True), (None, *Locks), (False, True)):
+    for values in product(OWNERS, Copy, (False, True), Copying, (False, True), (None, *Locks), (False, True), (False, True)):
         yield Evidence(*values)
 
 
@@ -80,6 +81,16 @@ ROWS = [
     (
         "lockless, the call failed after the switch",
         evidence(copy=Copy.SWITCHED, arrived=True, copying=Copying.FAILED, lockless=True),
+        Act.WAIT,
+    ),
+    (
+        "lockless, the call failed after the switch, and libvirt is through with it",
+        evidence(copy=Copy.SWITCHED, arrived=True, copying=Copying.FAILED, lockless=True, settled=True),
+        Act.FAIL,
+    ),
+    (
+        "lockless, the call returned and libvirt has not ended it yet",
+        evidence(copy=Copy.SWITCHED, arrived=True, copying=Copying.RETURNED, lockless=True, settled=True),
         Act.WAIT,
     ),
     (
@@ -151,7 +162,7 @@ def test_no_wait_without_something_to_wait_for() -> None:
     for known in every():
         if next_act(HANDOFF, known) is Act.WAIT and known.owner in (OURS, BACK):
             going_on = known.copying in (Copying.RUNNING, Copying.RETURNED) or known.copy is Copy.UNKNOWN
-            going_on = going_on or (known.lockless and known.copy is Copy.SWITCHED)
+            going_on = going_on or (known.lockless and known.copy is Copy.SWITCHED and not known.settled)
             assert going_on, known
 
 
