@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 
 from hostler.cancellation import cancellation_kept
+from hostler.channel_options import RECONNECT
 from hostler.server.clock import Clock
 from scheduler.adapters.etcd_wire import REQUIRE_LEADER, Method, Request, Response, is_no_leader, read_failure, write_failure
 from scheduler.ports import OutcomeUnknown, StoreUnavailable
@@ -39,15 +40,12 @@ MAX_ATTEMPTS = 3
 MAX_RECEIVE_BYTES = 32 << 20
 """A refused transaction answers up to 128 values of 64 KiB (8 MiB); gRPC's default is 4 MiB."""
 
-RECONNECT_FIRST_MS, RECONNECT_LIMIT_MS = 100, 1000
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
 """etcd answers pings more often than every 5 s (--grpc-keepalive-min-time) with GOAWAY."""
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.lb_policy_name", "round_robin"),
-    ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
-    ("grpc.min_reconnect_backoff_ms", RECONNECT_FIRST_MS),
-    ("grpc.max_reconnect_backoff_ms", RECONNECT_LIMIT_MS),
+    *RECONNECT,
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from hostler import credentials, diagnosis
+from hostler import channel_options, credentials, diagnosis
 from hostler.cancellation import cancellation_kept
 from hostler.errors import DeadlineExceeded, HostlerError, Internal, NotFound, PermissionDenied, Reason, Unauthenticated, Unavailable
 from hostler.rpc_status import DETAILS_KEY, from_rpc_error
@@ -31,15 +31,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 MAX_MESSAGE_BYTES = 16 << 20
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A dead peer is found within 20 s also while nothing is asked of it.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A replica that restarts is found again within a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_http_proxy", 0),
+    *channel_options.OPTIONS,
 )
 
 Q = TypeVar("Q")

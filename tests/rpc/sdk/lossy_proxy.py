@@ -1,4 +1,4 @@
-"""A TCP proxy that can be told to swallow what the server answers, and to cut everybody off: how an answer is lost after the deed was done."""
+"""A TCP proxy that can swallow what the server answers, cut everybody off (how an answer is lost after the deed was done), and be far away."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,10 +10,11 @@ CHUNK = 1 << 16
 
 @dataclass(slots=True)
 class LossyProxy:
-    """`endpoint` leads to `port` of loopback."""
+    """`endpoint` leads to `port` of loopback; everything takes `delay_s` each way."""
 
     port: int
     swallow_answers: bool = False
+    delay_s: float = 0.0
     endpoint: str = ""
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
     _server: asyncio.Server | None = None
@@ -30,6 +31,7 @@ class LossyProxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         while data := await reader.read(CHUNK):
             if not (answers and self.swallow_answers):
+                await asyncio.sleep(self.delay_s)
                 writer.write(data)
                 await writer.drain()
         writer.close()
@@ -48,8 +50,8 @@ class LossyProxy:
 
 
 @asynccontextmanager
-async def lossy_proxy(port: int) -> AsyncIterator[LossyProxy]:
-    proxy = LossyProxy(port)
+async def lossy_proxy(port: int, delay_s: float = 0.0) -> AsyncIterator[LossyProxy]:
+    proxy = LossyProxy(port, delay_s=delay_s)
     proxy._server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.endpoint = f"127.0.0.1:{proxy._server.sockets[0].getsockname()[1]}"
     try:

@@ -6,7 +6,11 @@ import pytest
 
 import hostler
 from devcluster.cluster import DevCluster
+from hostler.api.cluster.v1 import flavors_pb2, flavors_pb2_grpc
 from hostler.cluster import Cluster
+from hostler.server import channels
+from hostler.server.clock import SystemClock
+from hostler.server.tls import TlsFiles, load
 from tests.rpc.sdk.conftest import CLI_S, DISK, Connect, made, until_ready
 from tests.rpc.sdk.lossy_proxy import lossy_proxy
 
@@ -161,3 +165,17 @@ async def test_a_watch_of_nodes_begins_anew_on_another_replica(sdk: Cluster, clu
         await events.aclose()
     told = told[next(index for index, event in enumerate(told) if isinstance(event, hostler.Resync)) :]
     assert {event.resource.name for event in told if isinstance(event, hostler.Updated)} == {"nodes/n1", "nodes/n2", "nodes/n3"}
+
+
+FAR_S = 0.15
+"""Each way: further than any two places on Earth."""
+
+
+async def test_a_cluster_far_away_is_reached_at_the_first_try(cluster: DevCluster, connected: Connect) -> None:
+    """A client, or a daemon, that gives up every connection before its handshake has crossed the sea and come back."""
+    async with lossy_proxy(int(cluster.endpoints[0].rpartition(":")[2]), FAR_S) as proxy:
+        material = load(TlsFiles.in_directory(cluster.user_certificate()), clock=SystemClock())
+        async with channels.to_scheduler(material, proxy.endpoint) as channel:
+            await flavors_pb2_grpc.FlavorServiceStub(channel).ListFlavors(flavors_pb2.ListFlavorsRequest(), timeout=CLI_S)
+        sdk: Cluster = await connected((proxy.endpoint,))
+        assert [flavor async for flavor in sdk.list_flavors()] == []

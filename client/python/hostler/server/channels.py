@@ -3,21 +3,14 @@
 import grpc
 import grpc.aio
 
+from hostler import channel_options
 from hostler.server.identity import SCHEDULER_DNS_NAME, Principal, PrincipalKind
 from hostler.server.server import MAX_RESPONSE_BYTES
 from hostler.server.tls import TlsMaterial, channel_credentials, server_name_options
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-    # A dead peer is found within 20 s also while nothing is asked of it.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A daemon that restarts is found again within a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_http_proxy", 0),
+    *channel_options.OPTIONS,
     ("grpc.use_local_subchannel_pool", 1),
 )
 
