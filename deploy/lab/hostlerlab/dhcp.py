@@ -23,11 +23,6 @@ def start(folder: Path, cgroup: Cgroup, journal: Journal) -> Process:
     """Start dnsmasq in the root namespace; its lease file is `leases` in `folder`."""
     folder.mkdir(parents=True)
     leases = folder / "leases"
-    enter = [
-        *("sh", "-c", 'while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@"', "sh"),
-        *(str(f) for f in cgroup.procs_files()),
-        "--",
-    ]
     command = [
         *(
             "dnsmasq",
@@ -46,7 +41,7 @@ def start(folder: Path, cgroup: Cgroup, journal: Journal) -> Process:
         ),
         f"--pid-file={folder / 'dnsmasq.own.pid'}",
     ]
-    process = detach("dnsmasq", [*enter, *command], folder / "dnsmasq.pid", folder / "dnsmasq.log", journal)
+    process = detach("dnsmasq", [*cgroup.entering(), *command], folder / "dnsmasq.pid", folder / "dnsmasq.log", journal)
     wait_for("dnsmasq to be ready", lambda: leases.exists() or not process.alive(), START_TIMEOUT_S)
     if not process.alive():
         raise RuntimeError(f"dnsmasq died: {(folder / 'dnsmasq.log').read_text().strip()}")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from hostlerlab import shared_pool
-from hostlerlab.cgroups import Caps, Cgroup, kill_below, remove_tree
+from hostlerlab.cgroup_trees import Caps
+from hostlerlab.cgroups import Cgroup
 from hostlerlab.journal import Journal
 from hostlerlab.processes import Process, identify
 from hostlerlab.shell import COMMAND_TIMEOUT_S, remove_path, wait_for
@@ -68,7 +69,7 @@ class Host:
         self.name = spec.name
         self.address = spec.address
         self.folder = folder
-        self.space = Space(spec.name, folder, Cgroup(f"hostler-{spec.name}"), journal)
+        self.space = Space(spec.name, folder, Cgroup(f"hostler-{spec.name}", spec.caps), journal)
 
     @property
     def libvirt_socket(self) -> Path:
@@ -121,12 +122,11 @@ class Host:
 
     def power_off(self) -> None:
         """Everything that runs in this host dies at once, as by the power switch. Disks, addresses and wires stay."""
-        kill_below(self.space.cgroup.tracker.root / self.space.cgroup.name)
+        self.space.cgroup.kill()
 
     def power_on(self) -> None:
         """Boot after `power_off`: an empty /run, a new boot id, no guests."""
-        for group in self.space.cgroup.guest_groups():
-            remove_tree(group)
+        self.space.cgroup.clear()
         self.start()
 
     def start(self) -> None:

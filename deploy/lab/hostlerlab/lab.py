@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hostlerlab import dhcp, network, shared_pool
-from hostlerlab.cgroups import TRACKER, Caps, Cgroup, hierarchies, kill_below, pids_below, remove_tree
+from hostlerlab.cgroup_trees import TRACKER, Caps, kill_below, lacking, pids_below, remove_tree, trees
+from hostlerlab.cgroups import Cgroup
 from hostlerlab.hosts import Host, HostSpec
 from hostlerlab.journal import Journal, Record
 from hostlerlab.processes import Process, command_line
@@ -55,12 +56,12 @@ class Lab:
     def __init__(self, folder: Path, specs: Sequence[HostSpec]) -> None:
         self.folder = folder.resolve()
         self.journal = Journal(self.folder / "journal.jsonl")
-        self.cgroup = Cgroup("hostler-lab", only=("pids",))
+        self.cgroup = Cgroup("hostler-lab")
         self.hosts = {s.name: Host(s, self.folder / s.name, self.journal) for s in specs}
         self.store = Space(
             shared_pool.NAME,
             self.folder / shared_pool.NAME,
-            Cgroup("hostler-store", only=("pids",)),
+            Cgroup("hostler-store"),
             self.journal,
         )
 
@@ -125,7 +126,7 @@ class Lab:
         network.create_netns(self.journal, self.store.name, shared_pool.ADDRESS, None)
         shared_pool.start_server(self.store)
         for host in self.hosts.values():
-            host.space.cgroup.create(self.journal, host.spec.caps)
+            host.space.cgroup.create(self.journal)
             network.create_netns(self.journal, host.name, host.address, "br0")
             host.write_files()
         with ThreadPoolExecutor(len(self.hosts)) as pool:
@@ -215,11 +216,11 @@ def leftovers(folder: Path) -> list[str]:
     """Everything on this machine that looks like a lab's, for a report after `down`. Looks by name, touches nothing."""
     found = [f"netns {p.name}" for p in _children(network.NETNS_DIR) if p.name.startswith("hostler-")]
     found += [f"link {p.name}" for p in _children(Path("/sys/class/net")) if p.name.startswith("hostler")]
-    for hierarchy in hierarchies():
-        for group in _children(hierarchy.root):
+    for tree in trees():
+        for group in _children(tree.root):
             if group.is_dir() and group.name.startswith("hostler-"):
                 found.append(f"cgroup {group}")
-                if TRACKER in hierarchy.controllers:
+                if TRACKER in tree.controllers:
                     found += [f"process {pid} {command_line(pid)}" for pid in sorted(pids_below(group))]
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     found += [f"mount {m}" for m in mounts if str(folder.resolve()) in m]
@@ -231,8 +232,7 @@ def leftovers(folder: Path) -> list[str]:
 def check_requirements() -> None:
     """Raise `RuntimeError` saying all that this machine lacks for a lab."""
     missing = [f"program {name}" for name in PROGRAMS if shutil.which(name) is None]
-    have = {c for h in hierarchies() for c in h.controllers}
-    missing += [f"cgroup v1 controller {c}" for c in ("cpu", "cpuset", "memory", "devices", "pids") if c not in have]
+    missing += lacking(trees())
     if os.geteuid() != 0:
         missing.append("root")
     if missing:

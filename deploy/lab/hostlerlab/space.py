@@ -20,7 +20,7 @@ from hostlerlab.processes import Process, identify
 from hostlerlab.shell import COMMAND_TIMEOUT_S, CommandError, run, wait_for
 
 START_TIMEOUT_S = 20.0
-_ENTER_CGROUPS = 'while [ "$1" != -- ]; do echo $$ > "$1"; shift; done; shift; exec "$@"'
+CGROUP_DIR = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Space:
         ready.unlink(missing_ok=True)
         script.write_text("\n".join([*self._setup_lines(binds), *commands, f"touch {ready}", "exec sleep infinity", ""]))
         argv = [
-            *self._into_cgroups(),
+            *self.cgroup.founding(),
             *("nsenter", f"--net={network.NETNS_DIR / network.netns_name(self.name)}"),
             *("unshare", "--mount", "--uts", "--cgroup", "--propagation", "private"),
             *("sh", str(script)),
@@ -63,6 +63,7 @@ class Space:
         )
         if not ready.exists():
             raise RuntimeError(f"{self.name}: {(self.folder / 'log/holder.log').read_text().strip()}")
+        self.cgroup.settle()
 
     def _mount_point(self, target: Path) -> None:
         """Make the directories of a bind target that the machine does not have, recorded outermost first."""
@@ -75,23 +76,21 @@ class Space:
         """Shell lines that turn the fresh copy of the machine's mounts into this host's view."""
         lines = ["set -e", "umask 022", f"hostname {shlex.quote(self.name)}"]
         aside = self.folder / "cgroup"
-        groups = self.cgroup.hierarchies
-        for group in groups:
-            place = aside / group.name
+        groups = sorted(self.cgroup.groups, key=lambda g: g.tree.root)
+        for number, group in enumerate(groups):
+            place = aside / str(number)
             place.mkdir(parents=True, exist_ok=True)
-            lines.append(f"mount --bind {group.root / self.cgroup.name} {place}")
+            lines.append(f"mount --bind {group.path} {place}")
         # A fresh sysfs shows this namespace's network devices; the old one is unmounted, not covered, because libvirt
         # would still find the covered cgroup mounts in /proc/mounts.
         lines += [
             "umount --recursive /sys",
             "mount -t sysfs sysfs /sys",
-            "mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup",
         ]
-        for group in groups:
-            lines += [
-                f"mkdir /sys/fs/cgroup/{group.name}",
-                f"mount --move {aside / group.name} /sys/fs/cgroup/{group.name}",
-            ]
+        if all(group.tree.root != CGROUP_DIR for group in groups):
+            lines.append(f"mount -t tmpfs -o mode=755 tmpfs {CGROUP_DIR}")
+        for number, group in enumerate(groups):
+            lines += [f"mkdir -p {group.tree.root}", f"mount --move {aside / str(number)} {group.tree.root}"]
         lines += [f"mount --bind {bind.source} {bind.target}" for bind in binds]
         return lines
 
@@ -105,14 +104,11 @@ class Space:
     def argv(self, command: Sequence[str], cwd: Path | None = None) -> list[str]:
         """The command line that runs `command` inside this host from outside; `cwd` is a path inside (default /)."""
         return [
-            *self._into_cgroups(),
+            *self.cgroup.entering(),
             *("nsenter", f"--target={self.holder().pid}", "--mount", "--uts", "--net", "--cgroup"),
             *(("--wdns=/",) if cwd is None else (f"--wdns={cwd}",)),
             *("--", *command),
         ]
-
-    def _into_cgroups(self) -> list[str]:
-        return ["sh", "-c", _ENTER_CGROUPS, "sh", *map(str, self.cgroup.procs_files()), "--"]
 
     def run(
         self,
