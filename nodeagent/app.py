@@ -113,7 +113,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     authority: OwnerAuthority = scheduler or local
     state, observer = HostState(parts.files), Observer(parts.hypervisor)
     state.on_definition = observer.nudge
-    vms = HostVMs(node.node_id, parts.hypervisor, parts.volumes, parts.facts, authority, state, observer, node.offer)
+    vms = HostVMs(node.node_id, parts.hypervisor, parts.volumes, parts.facts, authority, state, observer, node.offer, node.clock)
     incoming = IncomingHandoffs(
         node.node_id, parts.hypervisor, parts.volumes, parts.facts, authority, parts.tunnel, state, observer, vms, clock
     )

@@ -59,6 +59,8 @@ class EventKind(StrEnum):
     STOPPED_MIGRATED = "STOPPED_MIGRATED"
     """Source: ended because it migrated away."""
     CRASHED = "CRASHED"
+    REBOOTED = "REBOOTED"
+    """Its machine was reset, by the guest or by anybody else; the domain stays."""
     CONNECTION_LOST = "CONNECTION_LOST"
     """No domain: the hypervisor went away; `vm_uid` is empty."""
     CONNECTION_BACK = "CONNECTION_BACK"
@@ -111,9 +113,10 @@ class Hypervisor(Protocol):
     async def press_power_button(self, vm_uid: str) -> None: ...
 
     async def reboot(self, vm_uid: str) -> None:
-        """Ask the guest to reboot."""
+        """Ask the guest to reboot; REBOOTED tells when it does."""
 
-    async def reset(self, vm_uid: str) -> None: ...
+    async def reset(self, vm_uid: str) -> None:
+        """Reset its machine, whatever the guest does; REBOOTED follows."""
 
     async def destroy(self, vm_uid: str) -> None:
         """Take its power and wait until it is gone; no error if it is gone. SIGKILL through a pidfd where it does not go by itself."""

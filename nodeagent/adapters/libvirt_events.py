@@ -190,14 +190,18 @@ class EventFeed:
         self._hub = hub
         self._arriving = set(arriving)
         self._lost = lost
-        self._callback = connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        self._callbacks = [
+            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None),
+            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None),
+        ]
         connection.registerCloseCallback(self._on_close, None)
 
     def close(self) -> None:
         """Deregister, then close: the other order leaks the connection. Blocks."""
         try:
             self._connection.unregisterCloseCallback()
-            self._connection.domainEventDeregisterAny(self._callback)
+            for callback in self._callbacks:
+                self._connection.domainEventDeregisterAny(callback)
         except libvirt.libvirtError as err:
             log.info("libvirt's connection was dead when it was closed", code=err.get_error_code())
         self._connection.close()
@@ -209,6 +213,10 @@ class EventFeed:
         kind = self._kind(uuid, event, detail)
         if kind is not None:
             self._hub.publish(kind, uuid)
+
+    def _on_reboot(self, _connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
+        if domain.name() == domain.UUIDString():
+            self._hub.publish(EventKind.REBOOTED, domain.UUIDString())
 
     def _kind(self, uuid: str, event: int, detail: int) -> EventKind | None:
         match event:

@@ -245,7 +245,25 @@ class SimHost:
         domain = self.get(vm_uid)
         if domain.power is not Power.RUNNING:
             raise HypervisorRefused("The domain is not running.")
+        self._reboot(domain)
+
+    def ask_to_reboot(self, vm_uid: str) -> None:
+        """As the power button, for a guest that comes up again."""
+        domain = self.get(vm_uid)
+        if domain.power is not Power.RUNNING:
+            raise HypervisorRefused("The domain is not running.")
+        if not self.world.behaviour(vm_uid).ignores_power_button:
+            self.world.spawn(self._reboot_in_time(domain), f"{self.node_id} reboot {vm_uid}")
+
+    async def _reboot_in_time(self, domain: SimDomain) -> None:
+        await self.world.clock.sleep(self.world.times.shutdown_s)
+        await self.until_free(domain.uuid, monitor=True)
+        if domain.process.executing:
+            self._reboot(domain)
+
+    def _reboot(self, domain: SimDomain) -> None:
         self.world.new_boot(domain.process)
+        self.publish(EventKind.REBOOTED, domain.uuid)
 
     def begin_destroy(self, vm_uid: str) -> "asyncio.Task[None] | None":
         """The task that ends it; None: there is nothing to end."""

@@ -60,7 +60,7 @@ class SimHypervisor:
         await self._ask(vm_uid, lambda: self._host.press_power_button(vm_uid), monitor=True)
 
     async def reboot(self, vm_uid: str) -> None:
-        await self._ask(vm_uid, lambda: self._host.reset(vm_uid), monitor=True)
+        await self._ask(vm_uid, lambda: self._host.ask_to_reboot(vm_uid), monitor=True)
 
     async def reset(self, vm_uid: str) -> None:
         await self._ask(vm_uid, lambda: self._host.reset(vm_uid), monitor=True)

@@ -23,6 +23,7 @@ class Seen:
     """Suspended by a switchover, and not resumed since."""
     switched_ms: int = 0
     arrived: bool = False
+    reboots: int = 0
     wakers: set[asyncio.Event] = field(default_factory=set)
 
 
@@ -88,6 +89,8 @@ class Observer:
                 seen.switched, seen.switched_ms = True, event.at_ms
             case EventKind.RESUMED:
                 seen.switched = False
+            case EventKind.REBOOTED:
+                seen.reboots += 1
             case EventKind.ARRIVED:
                 seen.arrived = True
             case kind if kind in ENDINGS:

@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
+from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
 from hostler.model.copy import Copy
 from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
 from hostler.model.owner import may_run
+from hostler.server.clock import Clock
 from nodeagent.core.definitions import Command, Definition, EpochVerdict, judge_epoch
 from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
 from nodeagent.core.observed import CopyTag, DomainView, Power
@@ -23,6 +24,9 @@ from nodeagent.ports import EventKind, HostFacts, Hypervisor, OwnerAuthority, Vo
 LOOK_AGAIN_S = 2.0
 """While waiting for an event: look at the domain this often all the same, for an event can be lost with the connection."""
 
+REBOOT_GRACE_S = 30.0
+"""For a guest that was asked to reboot to do so; after it its machine is reset. A Linux server shuts down in 2-20 s."""
+
 POWERS = {
     Power.RUNNING: VMPower.ON,
     Power.SHUTTING_DOWN: VMPower.ON,
@@ -31,6 +35,16 @@ POWERS = {
     Power.SWITCHED: VMPower.PAUSED,
     Power.CRASHED: VMPower.CRASHED,
 }
+
+
+@dataclass(slots=True)
+class _Reboot:
+    """A guest that was asked to reboot: by which operation, after how many reboots, and until when it has time."""
+
+    operation_id: str
+    reboots_before: int
+    until_s: float
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class HostVMs:
         state: HostState,
         observer: Observer,
         offer: Offer,
+        clock: Clock,
     ) -> None:
         self._node_id = node_id
         self._hypervisor = hypervisor
@@ -63,6 +78,8 @@ class HostVMs:
         self._state = state
         self._observer = observer
         self._offer = offer
+        self._clock = clock
+        self._reboots: dict[str, _Reboot] = {}
 
     # ---- volumes
 
@@ -156,14 +173,37 @@ class HostVMs:
             return await self.status(command.vm_uid)
 
     async def reboot(self, command: Command, force: bool) -> VMStatus:
-        """Ask the guest to reboot, or reset it."""
+        """Ask the guest to reboot and reset it after REBOOT_GRACE_S, or at once with `force`; returns when that has happened, or the VM ended.
+
+        Again for the same operation: its grace period goes on, and a guest that has rebooted meanwhile is left alone.
+        """
         async with self._state.vm_lock(command.vm_uid):
             await self._judge(command)
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is None or domain.power is not Power.RUNNING:
                 raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it.")
-            await (self._hypervisor.reset(command.vm_uid) if force else self._hypervisor.reboot(command.vm_uid))
+            if force:
+                await self._hypervisor.reset(command.vm_uid)
+            else:
+                await self._reboot_in_time(command)
             return await self.status(command.vm_uid)
+
+    async def _reboot_in_time(self, command: Command) -> None:
+        seen, now_s = self._observer.seen(command.vm_uid), self._clock.monotonic_s()
+        asked = self._reboots.get(command.vm_uid)
+        if asked is None or asked.operation_id != command.operation_id:
+            asked = self._reboots[command.vm_uid] = _Reboot(command.operation_id, seen.reboots, now_s + REBOOT_GRACE_S)
+            try:
+                await self._hypervisor.reboot(command.vm_uid)
+            except HostlerError:
+                del self._reboots[command.vm_uid]
+                raise
+        before, left_s = asked.reboots_before, max(0.0, asked.until_s - now_s)
+        if asked.done or seen.reboots > before:
+            return
+        if not await self._await_domain(command.vm_uid, lambda domain: domain is None or seen.reboots > before, left_s):
+            await self._hypervisor.reset(command.vm_uid)
+        asked.done = True
 
     async def forget(self, command: Command) -> None:
         """Drop the definition of a VM that is off, and with it its charge."""
@@ -176,6 +216,7 @@ class HostVMs:
                 raise FailedPrecondition(Reason.VM_RUNNING, "The VM still has a domain here.", "Stop it first.")
             await self._state.drop_handoffs_of(command.vm_uid)
             await self._state.drop_definition(command.vm_uid)
+            self._reboots.pop(command.vm_uid, None)
 
     async def status(self, vm_uid: str) -> VMStatus:
         """What is true of the VM here, hypervisor asked now."""

@@ -5,9 +5,11 @@ import asyncio
 import pytest
 
 from nodeagent.core.observed import CopyTag, Power
-from nodeagent.ports import HypervisorRefused, HypervisorUnavailable
-from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, needs, until
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable
+from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, hear, needs, until
 
+REBOOT_S = 90.0
+"""An emulated guest shuts down and boots in a few seconds each."""
 MARGIN_S = 1.0
 """Scheduling on a busy machine, on top of a call's own deadline."""
 
@@ -125,6 +127,22 @@ async def test_reset_keeps_the_domain_and_the_guest_runs_again(rig: Rig) -> None
     before = await rig.hypervisor(0).domain(vm.uid)
     await rig.hypervisor(0).reset(vm.uid)
     assert await rig.hypervisor(0).domain(vm.uid) == before
+    await advances(rig, vm)
+
+
+@needs(Capability.GUEST)
+async def test_a_reset_and_a_guests_own_reboot_are_told(rig: Rig) -> None:
+    """Whoever asks a guest to reboot, and resets it where it does not, must hear that it did."""
+    vm, hypervisor = await started(rig), rig.hypervisor(0)
+    await advances(rig, vm)
+    events = hypervisor.events()
+    async with asyncio.timeout(REBOOT_S):
+        await hypervisor.reset(vm.uid)
+        await hear(events, vm.uid, EventKind.REBOOTED)
+        await advances(rig, vm)
+        await hypervisor.reboot(vm.uid)
+        await hear(events, vm.uid, EventKind.REBOOTED)
+    await events.aclose()
     await advances(rig, vm)
 
 

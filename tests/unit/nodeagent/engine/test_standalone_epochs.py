@@ -33,7 +33,7 @@ async def working(world: SimWorld, directory: Path) -> AsyncIterator[tuple[Stand
     clock, authority, files = SystemClock(), LocalAuthority("h1"), StateDirectory(directory)
     hypervisor, volumes, facts = SimHypervisor(world, "h1"), SimVolumes(world, "h1"), SimHostFacts(world, "h1")
     state, observer = HostState(files), Observer(hypervisor)
-    vms = HostVMs("h1", hypervisor, volumes, facts, authority, state, observer, Offer(CapacityCap(), 256))
+    vms = HostVMs("h1", hypervisor, volumes, facts, authority, state, observer, Offer(CapacityCap(), 256), clock)
     journal = Journal(files, clock)
     await journal.recover()
     host = StandaloneHost("h1", journal, vms, volumes, facts, state, observer, authority.epochs, clock, "h")
