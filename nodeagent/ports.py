@@ -134,7 +134,8 @@ class Hypervisor(Protocol):
         """SIGKILL its process through a pidfd and wait until it is dead (4-12 ms); works while it is frozen; no error if there is none."""
 
     async def locks(self, disk_paths: tuple[str, ...]) -> Locks:
-        """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes)."""
+        """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes). Raises
+        StorageUnavailable."""
 
     async def migrate(
         self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
@@ -179,13 +180,26 @@ class PoolFull(NoCapacity):
         self.detail = detail
 
 
+class StorageUnavailable(Unavailable):
+    """A pool's file system does not answer in time. What was asked may or may not have happened: look again. `detail` is for the log."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            Reason.HYPERVISOR_UNAVAILABLE,
+            "The storage of this host does not answer.",
+            "Look at the file systems of its pools; what is asked is tried again.",
+            retry_after_s=RETRY_AFTER_S,
+        )
+        self.detail = detail
+
+
 class Volumes(Protocol):
     """Volumes in directory pools. A volume's file is named after its uid; nothing from the API becomes part of a path."""
 
     async def pools(self) -> tuple[PoolView, ...]: ...
 
     async def ensure(self, volume: VolumeSpec) -> int:
-        """Make it if it is not there, whole or not at all; returns its size in MiB. Raises PoolMissing, PoolFull."""
+        """Make it if it is not there, whole or not at all; returns its size in MiB. Raises PoolMissing, PoolFull, StorageUnavailable."""
 
     async def remove(self, volume: VolumeSpec) -> None:
         """Remove its file; no error if it is gone. Raises PoolMissing."""

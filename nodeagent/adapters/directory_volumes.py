@@ -22,7 +22,7 @@ from nodeagent.adapters import pool_directory
 from nodeagent.adapters.libvirt_calls import Calls
 from nodeagent.adapters.pool_directory import Making, NotUsable, PoolIdentity
 from nodeagent.adapters.qemu_img import ImageFormat, NoSpace, QemuImg, QemuImgFailed
-from nodeagent.ports import HypervisorUnavailable, PoolFull, PoolMissing, PoolView
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, StorageUnavailable
 
 LOOK_TIMEOUT_S = 5.0
 """A look at a directory; a file system that takes longer hangs."""
@@ -51,15 +51,22 @@ class _Pool:
         self.pool_id = pool_id
         self.shared = directory.shared
         self.root = directory.path
-        self._calls = Calls(LOOKS_MAX)
+        self._calls = Calls(LOOKS_MAX, StorageUnavailable)
+        self._hung = False
         self._identity: PoolIdentity | None = None
         self.complaint = ""
         self._image_mib: dict[pool_directory.ImageFile, int] = {}
 
     async def look(self, lane: str, look: Callable[[], T], timeout_s: float | None = None) -> T:
-        """`look()` in a thread; one at a time in a lane. Raises PoolMissing, PoolFull, HypervisorUnavailable."""
+        """`look()` in a thread; one at a time in a lane. Raises PoolMissing, PoolFull, StorageUnavailable, at once while an earlier look hangs."""
+        if self._hung and self._calls.running:
+            raise StorageUnavailable(f"an earlier look at pool {self.pool_id} still hangs")
+        self._hung = False
         try:
             return await self._calls.run(f"pool {self.pool_id}: {lane}", timeout_s or LOOK_TIMEOUT_S, look)
+        except StorageUnavailable:
+            self._hung = True
+            raise
         except NotUsable as error:
             raise PoolMissing(str(error)) from error
         except FileNotFoundError as error:
@@ -118,7 +125,7 @@ class DirectoryVolumes:
         complaint, view = "", None
         try:
             view = await pool.look("view", pool.view)
-        except (PoolMissing, PoolFull, HypervisorUnavailable) as error:
+        except (PoolMissing, PoolFull, StorageUnavailable) as error:
             complaint = error.detail
         if complaint != pool.complaint:
             log.warning("pool cannot be used" if complaint else "pool can be used again", pool=pool.pool_id, why=complaint)
@@ -126,7 +133,7 @@ class DirectoryVolumes:
         return view
 
     async def ensure(self, volume: VolumeSpec) -> int:
-        """See the port. Raises HypervisorUnavailable as well: the file system hangs."""
+        """See the port. Raises StorageUnavailable as well: the file system hangs."""
         pool = self._pool(volume.pool_id)
         name = _file(volume.volume_uid, volume.format)
         size_bytes = await self._size_bytes(pool, name)

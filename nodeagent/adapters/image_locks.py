@@ -11,8 +11,10 @@ import fcntl
 import os
 import struct
 
+import structlog
+
 from nodeagent.adapters.libvirt_calls import Calls
-from nodeagent.ports import Locks
+from nodeagent.ports import Locks, StorageUnavailable
 
 F_OFD_GETLK = 36
 """Of linux/fcntl.h; Python's fcntl module has the name from 3.12 on only."""
@@ -21,6 +23,7 @@ LOCK_DEADLINE_S = 3.0
 QUERIES_MAX = 16
 """A hung file system holds that many threads, not more."""
 
+log = structlog.get_logger(__name__)
 _FLOCK = struct.Struct("hhqqi4x")
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -29,16 +32,20 @@ class ImageLocks:
     """The lock queries of one host."""
 
     def __init__(self) -> None:
-        self._calls = Calls(QUERIES_MAX)
+        self._calls = Calls(QUERIES_MAX, StorageUnavailable)
 
     async def ask(self, disk_paths: tuple[str, ...]) -> Locks:
-        """HELD if one of the images is open for writing. UNPROVABLE: no images, or their file system has no such locks, or one is missing.
+        """HELD if one of the images is open for writing. UNPROVABLE: no images, or their file system has no such locks or fails, or one is missing.
 
-        Raises HypervisorUnavailable when the file system does not answer in time.
+        Raises StorageUnavailable when the file system does not answer in time.
         """
         if not disk_paths:
             return Locks.UNPROVABLE
-        return await self._calls.run(f"locks of {disk_paths[0]}", LOCK_DEADLINE_S, lambda: locks_of(disk_paths))
+        try:
+            return await self._calls.run(f"locks of {disk_paths[0]}", LOCK_DEADLINE_S, lambda: locks_of(disk_paths))
+        except OSError as err:
+            log.warning("image locks cannot be asked", path=disk_paths[0], error=err.strerror)
+            return Locks.UNPROVABLE
 
 
 def locks_of(disk_paths: tuple[str, ...]) -> Locks:

@@ -20,8 +20,10 @@ T = TypeVar("T")
 class Calls:
     """At most `limit` calls at once; one at a time in a lane. A full house is an answer, not a queue."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, unavailable: Callable[[str], Exception] = HypervisorUnavailable) -> None:
+        """`unavailable` makes what is raised when there is no answer, from a sentence for the log."""
         self._limit = limit
+        self._unavailable = unavailable
         self._running: dict[str, Future[Any]] = {}
         self._guard = threading.Lock()
 
@@ -50,14 +52,14 @@ class Calls:
                 return call.result()
         except TimeoutError as err:
             if timeout.expired():
-                raise HypervisorUnavailable(f"no answer in {deadline_s:g} s ({lane})") from err
+                raise self._unavailable(f"no answer in {deadline_s:g} s ({lane})") from err
             raise
 
     def _start(self, lane: str, work: Callable[[], T]) -> Future[T]:
         call: Future[T] = Future()
         with self._guard:
             if len(self._running) >= self._limit:
-                raise HypervisorUnavailable(f"{self._limit} calls wait for an answer already")
+                raise self._unavailable(f"{self._limit} calls wait for an answer already")
             self._running[lane] = call
         threading.Thread(target=self._work, args=(lane, call, work), name=f"libvirt {lane}", daemon=True).start()
         return call

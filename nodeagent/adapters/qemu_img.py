@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import structlog
 
-from nodeagent.ports import HypervisorUnavailable
+from nodeagent.ports import StorageUnavailable
 
 COPY_TIMEOUT_S = 280.0
 """Below the deadline of the call that asks for it (300 s)."""
@@ -48,7 +48,7 @@ class QemuImg:
         self._turn = asyncio.Semaphore(COPIES_MAX)
 
     async def create(self, target: str, size_bytes: int, descriptors: Sequence[int]) -> None:
-        """An empty qcow2 image. Raises NoSpace, QemuImgFailed, HypervisorUnavailable (too slow); likewise below."""
+        """An empty qcow2 image. Raises NoSpace, QemuImgFailed, StorageUnavailable (too slow); likewise below."""
         await self._run(("create", "-q", "-f", "qcow2", target, str(size_bytes)), descriptors)
 
     async def copy(self, source: str, target: str, target_format: ImageFormat, descriptors: Sequence[int]) -> None:
@@ -74,7 +74,7 @@ class QemuImg:
                 async with asyncio.timeout(COPY_TIMEOUT_S):
                     output, _ = await process.communicate()
             except TimeoutError as err:
-                raise HypervisorUnavailable("qemu-img did not end in time") from err
+                raise StorageUnavailable("qemu-img did not end in time") from err
             finally:
                 if process.returncode is None:
                     process.kill()

@@ -11,7 +11,7 @@ import pytest
 
 from nodeagent.adapters import image_locks
 from nodeagent.adapters.image_locks import ImageLocks, locks_of
-from nodeagent.ports import HypervisorUnavailable, Locks
+from nodeagent.ports import Locks, StorageUnavailable
 
 F_OFD_SETLK = 37
 
@@ -106,6 +106,6 @@ async def test_a_file_system_that_hangs_is_unavailable(tmp_path: Path, monkeypat
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     monkeypatch.setattr(image_locks, "LOCK_DEADLINE_S", 0.1)
-    with pytest.raises(HypervisorUnavailable):
+    with pytest.raises(StorageUnavailable):
         await ImageLocks().ask((str(fifo),))
     os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))  # lets the thread go
