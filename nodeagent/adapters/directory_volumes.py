@@ -31,6 +31,9 @@ SYNC_TIMEOUT_S = 120.0
 LOOKS_MAX = 8
 """Threads that a hung pool can hold."""
 
+FOREIGN_STEPS = 256
+"""What is not ours is told in 256ths of the file system."""
+
 MIB = 1 << 20
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -84,7 +87,9 @@ class _Pool:
 
     def view(self) -> PoolView:
         """Blocks."""
-        identity, space = self.identity(), os.statvfs(self.root)
+        identity, ours = self.identity(), pool_directory.volumes_allocated_bytes(self.root)
+        space = os.statvfs(self.root)  # after `ours`, so that what grows meanwhile is nobody's rather than free
+        taken = (space.f_blocks - space.f_bavail) * space.f_frsize
         return PoolView(
             self.pool_id,
             self.shared,
@@ -93,6 +98,7 @@ class _Pool:
             space.f_bavail * space.f_frsize // MIB,
             identity.ofd_locks,
             self._images(),
+            _foreign_mib(max(0, taken - ours), space.f_blocks * space.f_frsize),
         )
 
     def _images(self) -> dict[str, int]:
@@ -226,6 +232,12 @@ class DirectoryVolumes:
         if pool is None:
             raise PoolMissing(f"This host has no pool {pool_id}.")
         return pool
+
+
+def _foreign_mib(taken_bytes: int, capacity_bytes: int) -> int:
+    """In steps, rounded up: other people's files change all the time, and not every change is worth telling the cluster."""
+    step_mib = max(1, capacity_bytes // MIB // FOREIGN_STEPS)
+    return min(-(-taken_bytes // (step_mib * MIB)) * step_mib, capacity_bytes // MIB)
 
 
 def _file(volume_uid: str, image_format: str) -> str:

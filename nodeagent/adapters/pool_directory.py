@@ -33,6 +33,8 @@ PROBED_BYTE = 101
 """Any byte would do; it is the one that QEMU locks to write."""
 MAX_ID_BYTES = 64
 MIB = 1 << 20
+BLOCK_BYTES = 512
+"""Of `st_blocks`, whatever the file system's own blocks are."""
 
 _UID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _VOLUME_UID = re.compile(_UID)
@@ -177,6 +179,22 @@ def volume_uids(root: Path) -> tuple[str, ...]:
     with _subfolder(root, VOLUMES) as folder:
         found = [_VOLUME_FILE.fullmatch(name) for name in sorted(os.listdir(folder.fileno()))]
     return tuple(match[1] for match in found if match is not None)
+
+
+def volumes_allocated_bytes(root: Path) -> int:
+    """What volumes take of the file system now, those being made included: a volume is claimed before it is made, and dead parts are swept."""
+    allocated = 0
+    with _subfolder(root, VOLUMES) as folder, os.scandir(folder.fileno()) as entries:
+        for entry in entries:
+            if _VOLUME_FILE.fullmatch(entry.name) is None and not entry.name.endswith(PART_SUFFIX):
+                continue
+            try:
+                about = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(about.st_mode):
+                allocated += about.st_blocks * BLOCK_BYTES
+    return allocated
 
 
 def inode(root: Path, name: str) -> int | None:

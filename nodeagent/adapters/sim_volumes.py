@@ -88,4 +88,5 @@ def _view(pool_id: str, file_system: SimFileSystem) -> PoolView:
         file_system.free_mib,
         file_system.locks,
         images,
+        sum(file.size_mib for name, file in file_system.files.items() if not name.startswith(VOLUMES)),
     )

@@ -1,6 +1,7 @@
 """What this host may promise, and whether one more VM fits: the host's own check, made whoever asks.
 
-allocatable = total - reserved - unmanaged, where `reserved` is the host's reserve and whatever the `[capacity]` cap takes away. Invariant: the
+allocatable = total - reserved - unmanaged. `reserved` is the host's reserve and whatever the `[capacity]` cap takes away; `unmanaged` is what
+domains that we did not make have, and of a local pool the space that files take which are no volumes. Invariant: the
 charges of all definitions, incoming ones included, are never above allocatable when a definition is added.
 """
 
@@ -52,13 +53,19 @@ def account(
 ) -> Account:
     """The account from what was measured (`totals`, `pools`, `strangers`: domains that are not ours) and what was promised (`charges`)."""
     what = {CPU_MILLI: totals.cpu_milli} | {memory_key(cell): mib for cell, mib in sorted(totals.memory_mib_by_cell.items())}
+    pools = tuple(pools)
     local = {pool_key(pool.pool_id): pool.total_mib for pool in pools if not pool.shared}
     return Account(
         total=plus(what, local),
         reserved=_reserved(totals, cap, max(reserve_mib, MEMORY_RESERVE_FLOOR_MIB)),
-        unmanaged=total(_stranger_cost(domain) for domain in strangers),
+        unmanaged=plus(total(_stranger_cost(domain) for domain in strangers), foreign_storage(pools)),
         claimed=total(charges),
     )
+
+
+def foreign_storage(pools: Iterable[PoolView]) -> Quantities:
+    """What of the local pools is taken by files that are no volumes, so that no claim can have it."""
+    return {pool_key(pool.pool_id): pool.foreign_mib for pool in pools if not pool.shared and pool.foreign_mib}
 
 
 def misfit(accounts: Account, spec: DomainSpec) -> tuple[Shortfall, ...]:

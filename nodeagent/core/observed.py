@@ -64,6 +64,7 @@ class MigrationProgress:
 class PoolView:
     """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system.
 
+    `foreign_mib`: what of the file system no volume can have, because images, other files or its own reserve take it.
     `images`: what volumes can be made from, size of each by name.
     """
 
@@ -74,6 +75,7 @@ class PoolView:
     free_mib: int
     ofd_locks: bool
     images: Mapping[str, int]
+    foreign_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from hostler.model.domain import VolumeSpec
 from hostler.model.journal import ACCEPTED, DEFINED, REBOOTING, REMOVING, ROLLBACK, STARTING, STOPPING, VOLUMES, Request, cancelled
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
-from hostler.model.quantities import total
+from hostler.model.quantities import pool_key, total
 from hostler.model.records import Kept, Observed, OperationRecord, StoredError, Verb, VMRecord, VolumeRecord
 from hostler.model.wishes import NewDisk, WishedVM
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core import standalone as decide
 from nodeagent.core import standalone_steps as steps
 from nodeagent.core.definitions import Command, Definition
-from nodeagent.core.ledger import Account
+from nodeagent.core.ledger import Account, foreign_storage
 from nodeagent.core.shown import VMView, standalone_views
 from nodeagent.core.standalone import Host, HostRecords, Step
 from nodeagent.core.standalone_steps import By
@@ -225,8 +225,9 @@ class StandaloneHost:
         return Host(self.node_id, account, await self._volumes.pools(), (await self._facts.totals()).bridges)
 
     async def _pools_account(self) -> Account:
-        pools = {f"pool_mib/{pool.pool_id}": pool.total_mib for pool in await self._volumes.pools() if not pool.shared}
-        return Account(pools, {}, {}, {})
+        pools = await self._volumes.pools()
+        local = {pool_key(pool.pool_id): pool.total_mib for pool in pools if not pool.shared}
+        return Account(local, {}, foreign_storage(pools), {})
 
     def _with_promises(self, host: Host) -> Host:
         """The host as it was measured, with what has been promised by now."""

@@ -133,3 +133,16 @@ async def test_two_hosts_that_make_one_volume_at_once_make_one_file(subject: Sub
     first, second = subject.hosts
     assert await first.identity(SHARED, UID, "qcow2") == await second.identity(SHARED, UID, "qcow2")
     assert await first.uids(SHARED) == (UID,)
+
+
+async def test_what_is_no_volume_is_told_apart_and_volumes_are_not(subject: Subject) -> None:
+    """Space promised that images take; or space taken twice, by the claim of a volume and by its file."""
+
+    async def foreign_mib() -> int:
+        (pool,) = [pool for pool in await subject.hosts[0].pools() if pool.pool_id == SHARED]
+        assert 0 <= pool.foreign_mib <= pool.total_mib
+        return pool.foreign_mib
+
+    before = await foreign_mib()
+    await subject.hosts[0].ensure(empty(16))
+    assert await foreign_mib() <= before + (await subject.hosts[0].pools())[0].total_mib // 256 + 1

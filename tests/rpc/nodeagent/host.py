@@ -47,6 +47,8 @@ CLUSTER, NODE = "lone", "h1"
 CALL_S, WAIT_S = 10.0, 20
 FAST = SimTimes(destroy_s=0.01, shutdown_s=0.02)
 MEMORY_MIB, RESERVE_MIB, CPU_MILLI, POOL_MIB = 2048, 256, 4000, 8192
+IMAGES_MIB = 64 + 1500
+"""In each of the two pools."""
 
 
 class Gates:

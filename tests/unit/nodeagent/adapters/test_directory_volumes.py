@@ -342,3 +342,19 @@ async def test_a_file_system_that_fills_up_during_the_copy_is_full_and_as_before
     with pytest.raises(PoolFull):
         await volumes.ensure(VolumeSpec(UID, "p", 0, "base"))
     assert files(small) == {"images/base.qcow2", "filler"}
+
+
+@pytest.mark.lab
+async def test_what_others_take_of_a_pool_is_not_on_offer(small: Path) -> None:
+    """Images and foreign files whose space is promised to volumes; volumes whose space is counted twice."""
+    volumes = volumes_of(small)
+    (fresh,) = await volumes.pools()
+    assert (fresh.total_mib, fresh.foreign_mib) == (8, 1)  # directories and the pool's id, in steps of a MiB
+    (small / "images" / "base.qcow2").write_bytes(b"x" * (2 * MIB))
+    (small / "somebody-elses").write_bytes(b"x" * MIB)
+    (taken,) = await volumes.pools()
+    assert taken.foreign_mib == 4
+    (small / "volumes" / f"{UID}.raw").write_bytes(b"x" * (2 * MIB))
+    (small / "volumes" / f"{UID}.raw.0.part").write_bytes(b"x" * MIB)
+    (used,) = await volumes.pools()
+    assert (used.foreign_mib, used.free_mib) == (4, taken.free_mib - 3)

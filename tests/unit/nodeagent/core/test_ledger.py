@@ -99,3 +99,19 @@ def test_the_refusal_names_every_quantity_and_by_how_much() -> None:
         ("nodes/n1", "cpu_milli short by 400"),
         ("nodes/n1", "memory_mib/0 short by 237"),
     ]
+
+
+@given(capacity=st.integers(0, 5000), foreign=st.integers(0, 6000), wishes=st.lists(st.integers(0, 3000), max_size=8))
+def test_claims_and_what_is_not_ours_fit_into_the_file_system(capacity: int, foreign: int, wishes: list[int]) -> None:
+    """A volume that was promised and finds its space taken by images."""
+    pools = (
+        PoolView("local", False, "f1", capacity, 0, True, {}, min(foreign, capacity)),
+        PoolView("nas", True, "f2", 9000, 0, True, {}, 77),
+    )
+    taken: list[Quantities] = []
+    for wish in wishes:
+        charged = {pool_key("local"): wish}
+        if not misfit(account(totals(1000, {0: 1024}), pools, CapacityCap(), 0, [], taken), spec(charged)):
+            taken.append(charged)
+    assert sum(charged[pool_key("local")] for charged in taken) + min(foreign, capacity) <= capacity
+    assert pool_key("nas") not in account(totals(1000, {0: 1024}), pools, CapacityCap(), 0, [], taken).unmanaged
