@@ -24,12 +24,14 @@ from hostlerlab.guest import probe
 from hostlerlab.guest.build import build
 from hostlerlab.hosts import SHARED_POOL
 from hostlerlab.lab import Lab, default_specs
+from hostlerlab.shell import wait_for
 from hostlerlab.supervisor import State
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
 BACK_S = 60.0
+LOOK_S = 0.02
 
 emulated = pytest.mark.flaky(reruns=2)
 """QEMU's emulation by itself now and then loses a guest that is busy during a migration (docs/decisions/0007): such a case is played again."""
@@ -230,3 +232,37 @@ async def test_what_was_acknowledged_outlives_kill_9(client: Client, stage: real
     for unit in ("s1", "n1"):
         await cluster.supervisor.wait_for_state(unit, State.ACTIVE, BACK_S, starts=2)
     await client.until_ready(3)
+
+
+async def test_a_source_that_ended_while_its_agent_was_dead_goes_forward(client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """A guest that is called crashed although it is whole at the destination: nobody heard its source's libvirt say "migrated"."""
+    vm = await made(client, "away-1")
+    before = await probe.ask(await address_of(cluster, vm))
+    source = vm.node.removeprefix("nodes/")
+    qemu = cluster.lab.hosts[source].qemu_process(vm.uid)
+    operation = await client.migrate("away-1")
+    operation_id = operation.name.removeprefix("operations/")
+    await until_logged(cluster, source, operation_id, "BEGIN_COPY")
+    # From here the commit cannot get through, so the agent is killed between the arrival and the commit however fast it is.
+    schedulers = faults.PacketLoss(cluster.lab.hosts[source].space, faults.Drop("out", peer=cluster.endpoints[0].rpartition(":")[0]))
+    with schedulers:
+        await until_logged(cluster, source, operation_id, "COMMIT")
+        record = cluster.lab.hosts[source].outside(f"/var/log/libvirt/qemu/{vm.uid}.log")
+        await asyncio.to_thread(wait_for, "libvirt to end the source", lambda: "reason=migrated" in record.read_text(), BACK_S)
+        cluster.supervisor.send_signal(source, signal.SIGKILL)
+        await cluster.supervisor.stop(source)
+        assert await asyncio.to_thread(qemu.wait, BACK_S), "libvirt has not ended the QEMU of the source"
+    await cluster.supervisor.start(cluster.units[source])
+    done = await client.wait(operation)
+    assert done.state == SUCCEEDED, done.error.message
+    after = await client.vm("away-1")
+    assert (after.state, after.epoch, after.node) == (vm_pb2.VM.RUNNING, vm.epoch + 1, done.migration.destination_node)
+    assert (await probe.ask(await address_of(cluster, after))).boot_id == before.boot_id
+    await client.until_ready(3)
+
+
+async def until_logged(cluster: LabCluster, unit: str, operation_id: str, act: str) -> None:
+    """The agent has said that it does this for the operation."""
+    async with asyncio.timeout(BACK_S):
+        while not any(operation_id in line and act in line for line in cluster.log_text(unit).splitlines()):  # noqa: ASYNC110 a file has no event
+            await asyncio.sleep(LOOK_S)
