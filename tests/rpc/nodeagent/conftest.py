@@ -21,5 +21,5 @@ async def host(tmp_path: Path, cells: Mapping[int, int]) -> AsyncIterator[LoneHo
 
 
 @pytest.fixture
-def client(host: LoneHost) -> HostClient:
+async def client(host: LoneHost) -> HostClient:
     return host.client()
