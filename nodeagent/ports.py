@@ -185,7 +185,7 @@ class StorageUnavailable(Unavailable):
 
     def __init__(self, detail: str) -> None:
         super().__init__(
-            Reason.HYPERVISOR_UNAVAILABLE,
+            Reason.POOL_UNAVAILABLE,
             "The storage of this host does not answer.",
             "Look at the file systems of its pools; what is asked is tried again.",
             retry_after_s=RETRY_AFTER_S,

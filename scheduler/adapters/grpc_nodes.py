@@ -60,7 +60,7 @@ class GrpcNodes:
 
     async def reboot(self, node_id: str, order: Order, force: bool) -> VMStatus:
         request = agent_pb2.RebootVMRequest(command=_command(order), force=force)
-        return status_from_wire(await self._ask(node_id, lambda stub: stub.RebootVM(request, timeout=QUICK_S)))
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.RebootVM(request, timeout=SLOW_S)))
 
     async def forget(self, node_id: str, order: Order) -> None:
         request = agent_pb2.ForgetVMRequest(command=_command(order))

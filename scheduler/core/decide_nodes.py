@@ -90,7 +90,7 @@ def _with_report(record: NodeRecord, report: NodeReport) -> NodeRecord:
         total=report.total,
         reserved=report.reserved,
         unmanaged=report.unmanaged,
-        pools=tuple(NodePool(p.pool_id, p.shared, p.fingerprint, p.total_mib, p.ofd_locks, p.images) for p in report.pools),
+        pools=tuple(NodePool(p.pool_id, p.shared, p.fingerprint, p.total_mib, p.ofd_locks, p.images, p.foreign_mib) for p in report.pools),
         networks=report.networks,
         acceleration=report.acceleration or record.acceleration,
         hypervisor=report.hypervisor or record.hypervisor,

@@ -47,7 +47,7 @@ def reaches(pool: NodePool, pool_id: str, fingerprint: str) -> bool:
 def offer(state: ClusterState, node_id: str, pool: NodePool) -> Transaction:
     """What a node's report of a shared pool changes in the pool's account."""
     key, kept = shared_pool_key(pool.pool_id), state.shared_pools.get(pool.pool_id)
-    offered = {pool_key(pool.pool_id): pool.total_mib}
+    offered = {pool_key(pool.pool_id): max(0, pool.total_mib - pool.foreign_mib)}
     if kept is None:
         return Transaction({key: 0}, {key: LedgerRecord(offered, fingerprint=pool.fingerprint)})
     if pool.fingerprint != kept.record.fingerprint and (any(kept.record.claimed.values()) or _seen_elsewhere(state, node_id, pool.pool_id)):

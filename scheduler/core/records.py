@@ -77,7 +77,7 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodePool:
-    """A storage pool as a node reported it. `images`: size in MiB of each by name."""
+    """A storage pool as a node reported it. `images`: size in MiB of each by name; `foreign_mib`: what no volume can have."""
 
     pool_id: str
     shared: bool
@@ -85,6 +85,7 @@ class NodePool:
     total_mib: int
     ofd_locks: bool
     images: Mapping[str, int] = field(default_factory=dict)
+    foreign_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)

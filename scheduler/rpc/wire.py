@@ -74,9 +74,10 @@ def _pool_to_wire(state: ClusterState, pool_id: str, node: NodeRecord) -> volume
         reach=volume_pb2.Pool.SHARED if pool.shared else volume_pb2.Pool.LOCAL,
         fingerprint=pool.fingerprint,
         total_mib=pool.total_mib,
-        free_mib=max(0, pool.total_mib - claimed),
+        free_mib=max(0, pool.total_mib - pool.foreign_mib - claimed),
         lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
         images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
+        foreign_mib=pool.foreign_mib,
     )
 
 

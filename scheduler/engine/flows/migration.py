@@ -102,7 +102,7 @@ async def _follow(run: Run, migration: Migration) -> None:
         now_s = run.clock.monotonic_s()
         try:
             report = await run.nodes.inspect_handoff(migration.source_node_id, run.order())
-            heard_s, run.waiting_for = now_s, ""
+            heard_s, run.waiting_for = now_s, report.error
             if report.stage is Stage.FAILED or report.copy is Copy.ABSENT:
                 await _abort(run, "MIGRATION_FAILED", report.error or "The copy did not complete.")
                 return

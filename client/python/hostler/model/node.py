@@ -9,7 +9,10 @@ from hostler.model.quantities import Quantities
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """A storage pool on one node; sizes in MiB. Shared pools with one fingerprint are one file system. `images`: size of each by name."""
+    """A storage pool on one node; sizes in MiB. Shared pools with one fingerprint are one file system. `images`: size of each by name.
+
+    `foreign_mib`: what no volume can have, because images, other files or the file system itself take it.
+    """
 
     pool_id: str
     shared: bool
@@ -18,6 +21,7 @@ class PoolFacts:
     free_mib: int
     ofd_locks: bool
     images: Mapping[str, int] = field(default_factory=dict)
+    foreign_mib: int = 0
 
 
 class VMPower(StrEnum):

@@ -68,3 +68,9 @@ def test_a_shared_name_is_shared_whoever_registers_first(cluster: Cluster) -> No
     """A pool that is local or shared by the order of the nodes' names."""
     cluster.node("n0", LOCAL)
     assert is_shared(cluster.state, "nas", "pool")
+
+
+def test_what_other_files_take_is_not_promised(cluster: Cluster) -> None:
+    """A pool whose volumes fill up and break, because images were promised a second time."""
+    cluster.node("n1", replace(NAS, foreign_mib=300))
+    assert allocatable(cluster) == NAS.total_mib - 300

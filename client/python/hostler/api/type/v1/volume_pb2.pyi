@@ -166,6 +166,7 @@ class Pool(_message.Message):
     FREE_MIB_FIELD_NUMBER: _builtins.int
     LOCK_KIND_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    FOREIGN_MIB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`pools/{pool}`."""
     reach: Global___Pool.Reach.ValueType
@@ -175,9 +176,11 @@ class Pool(_message.Message):
     total_mib: _builtins.int
     """Space in MiB, as the file system reports it."""
     free_mib: _builtins.int
-    """Free space in MiB, as the file system reports it."""
+    """Space in MiB that new volumes may still be promised, shown by a scheduler; free space as the file system reports it, by a node."""
     lock_kind: Global___Pool.LockKind.ValueType
     """How writers are kept apart."""
+    foreign_mib: _builtins.int
+    """Space in MiB that no volume can have: images, other files, and what the file system keeps for itself."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """Images that volumes can be made from, by name. A file that cannot be used as an image is not among them."""
@@ -192,10 +195,11 @@ class Pool(_message.Message):
         free_mib: _builtins.int = ...,
         lock_kind: Global___Pool.LockKind.ValueType = ...,
         images: _abc.Iterable[Global___Image] | None = ...,
+        foreign_mib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "free_mib", b"free_mib", "images", b"images", "lock_kind", b"lock_kind", "name", b"name", "reach", b"reach", "total_mib", b"total_mib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "foreign_mib", b"foreign_mib", "free_mib", b"free_mib", "images", b"images", "lock_kind", b"lock_kind", "name", b"name", "reach", b"reach", "total_mib", b"total_mib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
