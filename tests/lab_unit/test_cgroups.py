@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hostlerlab import cgroup_trees, cgroups
+from hostlerlab import cgroup_trees, cgroup_v2, cgroups
 from hostlerlab.cgroup_trees import Caps, Tree, lacking, trees
 from hostlerlab.cgroup_v1 import GroupV1
 from hostlerlab.cgroup_v2 import GroupV2
@@ -106,6 +106,35 @@ def test_a_settled_v2_host_has_its_processes_in_a_leaf(tmp_path: Path) -> None:
     assert (host / "cgroup.subtree_control").read_text() == "+cpu +cpuset +io +memory +pids"
     machine = {p.name: p.read_text() for p in (host / "machine").iterdir()}
     assert machine == {"cpu.max": "50000 100000", "cpu.weight": "11"}
+
+
+def test_controllers_that_systemd_took_away_are_turned_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks when a login between the making of a host and its first process ends `up`, or leaves the host without its caps."""
+    (tree,) = trees(unified(tmp_path, "cpuset cpu io memory pids"))
+    group = group_in(tree, "hostler-n1", CAPS)
+    group.make(Journal(tmp_path / "journal"))
+    host = tmp_path / "hostler-n1"
+    for knob in host.iterdir():
+        knob.unlink()
+    (host / "cgroup.procs").write_text("4711\n")
+    (host / "cgroup.subtree_control").write_text("")
+    taken = [True, True, False]
+    hand_down = cgroup_v2._hand_down
+
+    def racing(at: Path, controllers: frozenset[str]) -> None:
+        if at == host and taken.pop(0):
+            (tmp_path / "cgroup.subtree_control").write_text("pids")
+            raise FileNotFoundError(at)
+        hand_down(at, controllers)
+
+    monkeypatch.setattr(cgroup_v2, "_hand_down", racing)
+    group.settle()
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +cpuset +io +memory"
+    assert (host / "cgroup.subtree_control").read_text() == "+cpu +cpuset +io +memory +pids"
+    assert ((host / "cpu.max").read_text(), (host / "memory.max").read_text()) == ("60000 100000", str(5120 << 20))
+    taken += [True] * cgroup_v2.HAND_DOWN_ATTEMPTS
+    with pytest.raises(RuntimeError, match="turning off controllers"):
+        group.settle()
 
 
 def test_a_v2_group_that_only_tracks_asks_for_nothing_else(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ its guests below `machine`, which is made in advance with a quota and a weight a
 be rooted at the group itself, or libvirt would look for `machine` in the leaf; and a namespace is rooted where its
 founder is. Hence two steps: `make` an ordinary group for the founder, then `settle`: move it to the leaf, hand down the
 controllers. A controller that `make` turned on at the root of the tree stays on when the lab is gone: it limits nobody,
-and turning it off could take it from somebody who has come to use it meanwhile.
+and turning it off could take it from somebody who has come to use it meanwhile. Until `settle` nobody below uses it, and
+systemd turns off at the root, with every unit and login session that comes or goes, what only we want: so `settle` begins anew there.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from hostlerlab.journal import Journal, Record
 # The shares of v1 (512 and 110 of 1024) on the scale of v2, where 100 is the default.
 HOST_CPU_WEIGHT = 50
 GUEST_CPU_WEIGHT = 11
+# systemd writes to the root a few times when a session comes; each time it has to hit the moment between two writes of ours.
+HAND_DOWN_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,8 @@ class GroupV2:
         self.path.mkdir(exist_ok=True)
         if TRACKER in self.tree.controllers:
             (self.path / "pids.max").write_text(str(PIDS_MAX))
-        if self.caps is None:
-            return
-        if "cpu" in self.tree.controllers:
-            _cap_cpu(self.path, self.caps.cpu_milli, HOST_CPU_WEIGHT)
-        if "memory" in self.tree.controllers:
-            (self.path / "memory.max").write_text(str(self.caps.memory_mib << 20))
+        if self.caps is not None:
+            self._cap(self.caps)
 
     def settle(self) -> None:
         if self.caps is None:
@@ -67,10 +66,28 @@ class GroupV2:
         self._daemons.mkdir(exist_ok=True)
         for pid in self.founder_procs.read_text().split():
             (self._daemons / "cgroup.procs").write_text(pid)
-        _hand_down(self.path, self.tree.controllers)
+        self._keep_controllers()
+        self._cap(self.caps)  # a controller that was taken away has come back without its caps
         self.machine.mkdir(exist_ok=True)
         if "cpu" in self.tree.controllers:
             _cap_cpu(self.machine, self.caps.guests_cpu_milli, GUEST_CPU_WEIGHT)
+
+    def _keep_controllers(self) -> None:
+        """Hand the controllers down to the guests' groups: from then on nobody can turn them off above."""
+        for _ in range(HAND_DOWN_ATTEMPTS):
+            _hand_down(self.tree.root, self.tree.controllers)
+            try:
+                _hand_down(self.path, self.tree.controllers)
+            except FileNotFoundError:  # the kernel's word for: not handed down by the group above
+                continue
+            return
+        raise RuntimeError(f"somebody keeps turning off controllers of {sorted(self.tree.controllers)} in {self.tree.root}")
+
+    def _cap(self, caps: Caps) -> None:
+        if "cpu" in self.tree.controllers:
+            _cap_cpu(self.path, caps.cpu_milli, HOST_CPU_WEIGHT)
+        if "memory" in self.tree.controllers:
+            (self.path / "memory.max").write_text(str(caps.memory_mib << 20))
 
     def clear(self) -> None:
         for group in (self.machine, self._daemons):

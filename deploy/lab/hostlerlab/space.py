@@ -31,6 +31,14 @@ class Bind:
     target: Path
 
 
+def holding(ready: Path) -> list[str]:
+    """Shell lines that end the setup: say that it is done, then only hold the namespaces.
+
+    The shell says it by itself: a program that did it would still be ending while its process is moved to another cgroup.
+    """
+    return [f": >{shlex.quote(str(ready))}", "exec sleep infinity"]
+
+
 class Space:
     """A namespaced machine named `name`, keeping its files under `folder`."""
 
@@ -48,7 +56,7 @@ class Space:
         script = self.folder / "setup.sh"
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
-        script.write_text("\n".join([*self._setup_lines(binds), *commands, f"touch {ready}", "exec sleep infinity", ""]))
+        script.write_text("\n".join([*self._setup_lines(binds), *commands, *holding(ready), ""]))
         argv = [
             *self.cgroup.founding(),
             *("nsenter", f"--net={network.NETNS_DIR / network.netns_name(self.name)}"),
