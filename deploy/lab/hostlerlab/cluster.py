@@ -86,44 +86,19 @@ class LabCluster:
             await self.supervisor.wait_for_state(host.name, State.ACTIVE, READY_TIMEOUT_S)
 
     def _certificates(self) -> None:
-        ca = self.folder / "ca"
-        if not ca.exists():
-            _hostler("pki", "init", CLUSTER, "--dir", str(ca))
         wanted = [("user", "admin"), *(("scheduler", r) for r in self.replicas), *(("node", h) for h in self.lab.hosts)]
-        for kind, name in wanted:
-            out = self.folder / "tls" / f"{kind}-{name}"
-            if not out.exists():
-                _hostler("pki", "issue", kind, name, "--ca", str(ca), "--out", str(out))
-
-    def _tls(self, kind: str, name: str) -> str:
-        out = self.folder / "tls" / f"{kind}-{name}"
-        return f'[tls]\ncert = "{out}/tls.crt"\nkey = "{out}/tls.key"\nca = "{out}/ca.crt"\n'
+        _issue(self.folder, wanted)
 
     def _scheduler(self, replica: str, index: int) -> Unit:
         config = self.folder / f"{replica}.toml"
         config.write_text(
-            f'listen = "{GATEWAY}:{SCHEDULER_PORT + index}"\n\n{self._tls("scheduler", replica)}\n'
+            f'listen = "{GATEWAY}:{SCHEDULER_PORT + index}"\n\n{_tls(self.folder, "scheduler", replica)}\n'
             f"[etcd]\nendpoints = {_list(self.etcd.endpoints)}\n"
         )
         return Unit(replica, _program("hostler-scheduler", config), restart_s=1.0, watchdog_s=20.0, restart="always")
 
     def _agent(self, host: Host) -> Unit:
-        config = self.folder / f"{host.name}.toml"
-        config.write_text(
-            f'listen = "{host.address}:{AGENT_PORT}"\nadvertise = "{host.address}:{AGENT_PORT}"\ntunnel_host = "{host.address}"\n'
-            f'schedulers = {_list(self.endpoints)}\nstate_dir = "{STATE_DIR}/agent"\nlibvirt_socket = "{LIBVIRT_SOCKET}"\n\n'
-            f"{self._tls('node', host.name)}\n"
-            f"[capacity]\ncpu_milli = {self.offer.cpu_milli}\nmemory_mib = {self.offer.memory_mib}\n\n"
-            f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
-        )
-        return Unit(
-            host.name,
-            _program("hostler-nodeagent", config),
-            restart_s=0.5,
-            watchdog_s=20.0,
-            restart="always",
-            space=host.space,
-        )
+        return _agent(self.folder, host, self.offer, f'tunnel_host = "{host.address}"\nschedulers = {_list(self.endpoints)}\n')
 
 
 @asynccontextmanager
@@ -144,6 +119,68 @@ async def lab_cluster(
             yield cluster
     finally:
         etcd.stop()
+
+
+@dataclass(slots=True)
+class LoneHost:
+    """One host with its agent, commanded by users: no scheduler, no etcd. The unit is named like the host."""
+
+    host: Host
+    folder: Path
+    supervisor: Supervisor
+
+    def environment(self) -> dict[str, str]:
+        """What `hostler` needs to find the host."""
+        tls = self.folder / "tls" / "user-admin"
+        return {
+            "HOSTLER_NODE_ENDPOINT": f"{self.host.name}@{self.host.address}:{AGENT_PORT}",
+            "HOSTLER_CERT": str(tls / "tls.crt"),
+            "HOSTLER_KEY": str(tls / "tls.key"),
+            "HOSTLER_CA": str(tls / "ca.crt"),
+        }
+
+
+@asynccontextmanager
+async def lone_host(host: Host, folder: Path, offer: Offer = Offer(500, 1024)) -> AsyncIterator[LoneHost]:
+    """A new standalone agent on a host that is up; it ends with the block, guests do not."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)  # noqa: ASYNC240 once, before anything runs
+    host.run(["rm", "-rf", str(STATE_DIR / "agent")])
+    _issue(folder, [("user", "admin"), ("node", host.name)])
+    async with Supervisor(folder / "units") as supervisor:
+        await supervisor.start(_agent(folder, host, offer, 'mode = "standalone"\n'))
+        await supervisor.wait_for_state(host.name, State.ACTIVE, READY_TIMEOUT_S)
+        yield LoneHost(host, folder, supervisor)
+
+
+def _agent(folder: Path, host: Host, offer: Offer, role: str) -> Unit:
+    """`role`: the settings by which it is part of a cluster, or alone."""
+    config = folder / f"{host.name}.toml"
+    config.write_text(
+        f'listen = "{host.address}:{AGENT_PORT}"\nadvertise = "{host.address}:{AGENT_PORT}"\n{role}'
+        f'state_dir = "{STATE_DIR}/agent"\nlibvirt_socket = "{LIBVIRT_SOCKET}"\n\n'
+        f"{_tls(folder, 'node', host.name)}\n"
+        f"[capacity]\ncpu_milli = {offer.cpu_milli}\nmemory_mib = {offer.memory_mib}\n\n"
+        f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
+    )
+    program = _program("hostler-nodeagent", config)
+    return Unit(host.name, program, restart_s=0.5, watchdog_s=20.0, restart="always", space=host.space)
+
+
+def _issue(folder: Path, wanted: Sequence[tuple[str, str]]) -> None:
+    """A certificate in `tls/KIND-NAME` for each, by one authority."""
+    ca = folder / "ca"
+    if not ca.exists():
+        _hostler("pki", "init", CLUSTER, "--dir", str(ca))
+    for kind, name in wanted:
+        out = folder / "tls" / f"{kind}-{name}"
+        if not out.exists():
+            _hostler("pki", "issue", kind, name, "--ca", str(ca), "--out", str(out))
+
+
+def _tls(folder: Path, kind: str, name: str) -> str:
+    out = folder / "tls" / f"{kind}-{name}"
+    return f'[tls]\ncert = "{out}/tls.crt"\nkey = "{out}/tls.key"\nca = "{out}/ca.crt"\n'
 
 
 def _list(values: Sequence[str]) -> str:

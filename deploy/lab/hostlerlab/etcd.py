@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from hostlerlab.processes import identify
 from hostlerlab.shell import wait_for
 
 HEARTBEAT_MS = 200
@@ -156,8 +157,11 @@ class EtcdCluster:
         return self._running[name].pid
 
     def signal_member(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to one member: SIGSTOP and SIGCONT to freeze it, SIGKILL is `kill_member`."""
-        self._running[name].send_signal(number)
+        """Send a signal to one member: SIGSTOP and SIGCONT to freeze it (returns when it is), SIGKILL is `kill_member`."""
+        member = self._running[name]
+        member.send_signal(number)
+        if number is signal.SIGSTOP and (process := identify(member.pid)) is not None:
+            wait_for(f"etcd member {name} to stop", process.stopped, STOP_TIMEOUT_S)
 
     def kill_member(self, name: str) -> None:
         """SIGKILL one member and reap it; its data stays."""

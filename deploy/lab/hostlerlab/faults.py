@@ -99,9 +99,9 @@ def heal_all(space: Space) -> int:
 
 
 def freeze(process: Process) -> None:
-    """SIGSTOP; returns when the process no longer runs. Raises `ProcessLookupError` when it is gone."""
+    """SIGSTOP; returns when no thread of the process runs any more. Raises `ProcessLookupError` when it is gone."""
     _send(process, signal.SIGSTOP)
-    wait_for(f"pid {process.pid} to stop", lambda: process.state() in ("T", "t", "gone"), SIGNAL_TIMEOUT_S)
+    wait_for(f"pid {process.pid} to stop", process.stopped, SIGNAL_TIMEOUT_S)
 
 
 def thaw(process: Process) -> None:

@@ -28,6 +28,15 @@ class Process:
         found = _stat(self.pid)
         return found[0] if found is not None and found[1] == self.start_ticks else "gone"
 
+    def stopped(self) -> bool:
+        """Whether none of its threads runs any more: after SIGSTOP each stops by itself, and the first one's state says nothing of the others."""
+        try:
+            threads = [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+        except FileNotFoundError:
+            return True
+        states = [found[0] for thread in threads if (found := _stat(thread)) is not None]
+        return not self.alive() or all(state in "Tt" for state in states)
+
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal to this very process; False when it is already gone."""
         try:
