@@ -10,7 +10,19 @@ from dataclasses import dataclass
 
 from hostler.errors import NoCapacity, Reason, Violation
 from hostler.model.domain import DomainSpec
-from hostler.model.quantities import CPU_MILLI, Quantities, Shortfall, at_least_zero, memory_key, minus, plus, pool_key, shortfalls, total
+from hostler.model.quantities import (
+    CPU_MILLI,
+    Quantities,
+    Shortfall,
+    amount_short,
+    at_least_zero,
+    memory_key,
+    minus,
+    plus,
+    pool_key,
+    shortfalls,
+    total,
+)
 from nodeagent.core.observed import DomainView, HostTotals, PoolView
 
 MEMORY_RESERVE_FLOOR_MIB = 256
@@ -76,12 +88,12 @@ def misfit(accounts: Account, spec: DomainSpec) -> tuple[Shortfall, ...]:
 def no_room(node_id: str, vm_id: str, short: Iterable[Shortfall]) -> NoCapacity:
     """The refusal, with the figures."""
     short = tuple(short)
-    detail = ", ".join(f"{s.key} short by {s.missing} (needs {s.needed}, free {s.free})" for s in short)
+    detail = ", ".join(amount_short(s) for s in short)
     return NoCapacity(
         Reason.NODE_CAPACITY_EXCEEDED,
         f"{node_id} cannot take {vm_id}: {detail}.",
         "Choose a smaller size, or free capacity on this node.",
-        violations=tuple(Violation(f"nodes/{node_id}", f"{s.key} short by {s.missing}") for s in short),
+        violations=tuple(Violation(f"nodes/{node_id}", amount_short(s)) for s in short),
     )
 
 

@@ -4,16 +4,11 @@ A VM lives in one cell. The emptiest cell spreads guests over the memory control
 fit there, it fits in no cell, so one comparison decides.
 """
 
-from hostler.model.quantities import Quantities, memory_key
+from hostler.model.quantities import Quantities, is_memory, memory_key
 from scheduler.core.claims import left_of
 from scheduler.core.view import NodeView
 
 MEMORY_PREFIX = memory_key(0).removesuffix("0")
-
-
-def is_memory(key: str) -> bool:
-    """Whether the quantity is memory of some cell."""
-    return key.startswith(MEMORY_PREFIX)
 
 
 def cells_of(quantities: Quantities) -> tuple[int, ...]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from hostler.errors import NoCapacity, Reason, Violation
 from hostler.model.cost import charge
-from hostler.model.quantities import memory_key
-from scheduler.core.placement.cells import is_memory
+from hostler.model.quantities import is_memory, memory_key
 from scheduler.core.placement.place import NoFit
 from scheduler.core.placement.reject import Refusal, Rule
 from scheduler.core.placement.request import PlacementRequest

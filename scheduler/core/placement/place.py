@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hostler.model.quantities import Quantities, Shortfall, pool_key, shortfalls
+from hostler.model.quantities import Quantities, Shortfall, amount_short, pool_key, shortfalls
 from scheduler.core.claims import free_of
 from scheduler.core.placement.cells import emptiest_cell
 from scheduler.core.placement.policy import Policy
-from scheduler.core.placement.reject import PoolShortfall, Refusal, Reject, amount_short
+from scheduler.core.placement.reject import PoolShortfall, Refusal, Reject
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.view import ClusterView, NodeView
 

@@ -6,8 +6,7 @@ A detail is a clause that follows the node's name ("n1: cordoned"): lower case, 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hostler.model.quantities import CPU_MILLI, Shortfall
-from scheduler.core.placement.cells import is_memory
+from hostler.model.quantities import Shortfall
 
 
 class Rule(StrEnum):
@@ -64,21 +63,3 @@ class PoolShortfall:
     pool_id: str
     detail: str
     shortfall: Shortfall
-
-
-def amount_short(short: Shortfall, cells: int = 1) -> str:
-    """ "memory short by 1 MiB (needs 266, free 265)", "cpu short by 250 milli-CPU (...)", "pool local short by 10 MiB (...)".
-
-    On a node of several NUMA cells it says that the memory was looked for in one.
-    """
-    what, unit = _words(short.key)
-    where = f" in the emptiest of {cells} cells" if cells > 1 and is_memory(short.key) else ""
-    return f"{what} short by {short.missing} {unit}{where} (needs {short.needed}, free {short.free})"
-
-
-def _words(key: str) -> tuple[str, str]:
-    if key == CPU_MILLI:
-        return "cpu", "milli-CPU"
-    if is_memory(key):
-        return "memory", "MiB"
-    return f"pool {key.partition('/')[2]}", "MiB"

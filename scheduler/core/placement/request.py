@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from hostler.model.cost import charge, cpu_floor_milli
 from hostler.model.domain import ServiceClass
-from hostler.model.quantities import Quantities, at_least_zero, memory_key, plus, pool_key
-from scheduler.core.placement.cells import is_memory, memory_mib
+from hostler.model.quantities import Quantities, at_least_zero, is_memory, memory_key, plus, pool_key
+from scheduler.core.placement.cells import memory_mib
 
 
 class Purpose(StrEnum):

@@ -152,7 +152,7 @@ async def test_one_mib_decides_and_the_refusal_has_the_figures(client: HostClien
     error = await refused(client.create("big", memory_mib=largest_mib() + 1))
     assert (type(error), error.reason) == (NoCapacity, Reason.NODE_CAPACITY_EXCEEDED)
     needed = largest_mib() + 1 + -(-(largest_mib() + 1) // 512) + OVERHEAD_MIB
-    assert f"memory_mib/0 short by {needed - 1792} (needs {needed}, free 1792)" in error.message
+    assert f"memory short by {needed - 1792} MiB (needs {needed}, free 1792)" in error.message
     assert error.violations[0].field == "nodes/h1"
     await client.made("big", memory_mib=largest_mib())
 
@@ -442,7 +442,7 @@ async def test_a_local_pool_is_never_promised_twice(client: HostClient, host: Lo
     assert isinstance(await refused(client.make_volume("b", 1)), AlreadyExists)
     disk = VM.Disk(new_volume=VM.NewVolume(pool="pools/local", size_mib=1601))
     vm = vms_pb2.CreateVMRequest(vm_id="web-1", vm=VM(vcpus=1, memory_mib=64, disks=[disk]))
-    assert "pool_mib/local short by 1" in (await refused(client.vms.CreateVM(vm, timeout=CALL_S))).message
+    assert "pool local short by 1 MiB" in (await refused(client.vms.CreateVM(vm, timeout=CALL_S))).message
     assert (await client.done(await client.make_volume("c", 3000, pool="shared"))).volume.node == ""
 
 

@@ -17,6 +17,11 @@ def memory_key(cell: int) -> str:
     return f"memory_mib/{cell}"
 
 
+def is_memory(key: str) -> bool:
+    """Whether the quantity is memory of some cell."""
+    return key.startswith(memory_key(0).removesuffix("0"))
+
+
 def pool_key(pool_id: str) -> str:
     """Space in one storage pool, in MiB."""
     return f"pool_mib/{pool_id}"
@@ -33,6 +38,24 @@ class Shortfall:
     @property
     def missing(self) -> int:
         return self.needed - self.free
+
+
+def amount_short(short: Shortfall, cells: int = 1) -> str:
+    """ "memory short by 1 MiB (needs 266, free 265)", "cpu short by 250 milli-CPU (...)", "pool local short by 10 MiB (...)".
+
+    On a node of several NUMA cells it says that the memory was looked for in one.
+    """
+    what, unit = _words(short.key)
+    where = f" in the emptiest of {cells} cells" if cells > 1 and is_memory(short.key) else ""
+    return f"{what} short by {short.missing} {unit}{where} (needs {short.needed}, free {short.free})"
+
+
+def _words(key: str) -> tuple[str, str]:
+    if key == CPU_MILLI:
+        return "cpu", "milli-CPU"
+    if is_memory(key):
+        return "memory", "MiB"
+    return f"pool {key.partition('/')[2]}", "MiB"
 
 
 def plus(a: Quantities, b: Quantities) -> dict[str, int]:

@@ -4,10 +4,10 @@ It asks for exactly what the claim will charge, in the cell that the claim will 
 if its ledger has changed since.
 """
 
-from hostler.model.quantities import shortfalls
+from hostler.model.quantities import amount_short, shortfalls
 from scheduler.core.claims import left_of
 from scheduler.core.placement.cells import cells_of, emptiest_cell
-from scheduler.core.placement.reject import Reject, Rule, amount_short
+from scheduler.core.placement.reject import Reject, Rule
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.view import NodeView
 

@@ -1,7 +1,8 @@
 """Prefers the node with the larger part of its memory free, all NUMA cells together."""
 
+from hostler.model.quantities import is_memory
 from scheduler.core.claims import left_of
-from scheduler.core.placement.cells import is_memory, memory_mib
+from scheduler.core.placement.cells import memory_mib
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.placement.scores.balance import percent_free_after
 from scheduler.core.view import NodeView

@@ -94,10 +94,10 @@ def test_the_refusal_names_every_quantity_and_by_how_much() -> None:
     now = Account({memory_key(0): 100, CPU_MILLI: 100}, {}, {}, {})
     error = no_room("n1", "web-1", misfit(now, spec(charge(2, 500, 256))))
     assert error.reason is Reason.NODE_CAPACITY_EXCEEDED
-    assert "cpu_milli short by 400 (needs 500, free 100), memory_mib/0 short by 237 (needs 337, free 100)" in error.message
+    assert "cpu short by 400 milli-CPU (needs 500, free 100), memory short by 237 MiB (needs 337, free 100)" in error.message
     assert [(one.field, one.description) for one in error.violations] == [
-        ("nodes/n1", "cpu_milli short by 400"),
-        ("nodes/n1", "memory_mib/0 short by 237"),
+        ("nodes/n1", "cpu short by 400 milli-CPU (needs 500, free 100)"),
+        ("nodes/n1", "memory short by 237 MiB (needs 337, free 100)"),
     ]
 
 
