@@ -4,8 +4,8 @@ Decision: a v2 group that hands controllers down may hold no process, so the dae
 its guests below `machine`, which is made in advance with a quota and a weight as in v1. The host's cgroup namespace must
 be rooted at the group itself, or libvirt would look for `machine` in the leaf; and a namespace is rooted where its
 founder is. Hence two steps: `make` an ordinary group for the founder, then `settle`: move it to the leaf, hand down the
-controllers. A controller that `make` turned on at the root of the tree stays on when the lab is gone: it limits nobody,
-and turning it off could take it from somebody who has come to use it meanwhile. Until `settle` nobody below uses it, and
+controllers. A controller that `make` turned on at the root of the tree is left on when the lab is gone: it limits nobody,
+and somebody else may have come to use it. Until `settle` nobody below uses it, and
 systemd turns off at the root, with every unit and login session that comes or goes, what only we want: so `settle` begins anew there.
 """
 
