@@ -1,0 +1,63 @@
+"""What is searched: slices of everything that may go wrong, each small enough to be exhausted, and the faults that the product is known to have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.explore.rules import Rules
+from tests.explore.world import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One search. `finds`: how the violation that it must find begins; empty: it must find none, and every state can end well."""
+
+    rules: Rules
+    budget: Budget
+    finds: str = ""
+    why: str = ""
+
+
+_LOCKLESS = Rules(lockless=True)
+
+HOLDS: Mapping[str, Configuration] = {
+    "no-fault": Configuration(Rules(), Budget()),
+    "agent-killed": Configuration(Rules(), Budget(agents=1)),
+    "scheduler-killed": Configuration(Rules(), Budget(schedulers=1)),
+    "message-late": Configuration(Rules(), Budget(messages=1)),
+    "libvirt-fails": Configuration(Rules(), Budget(libvirt=1)),
+    "process-dies": Configuration(Rules(), Budget(deaths=1)),
+    "cancelled": Configuration(Rules(), Budget(cancels=1)),
+    "cancelled-again": Configuration(Rules(), Budget(cancels=1, migrations=2)),
+    "scheduler-killed-cancelled": Configuration(Rules(), Budget(schedulers=1, cancels=1)),
+    "message-late-cancelled": Configuration(Rules(), Budget(messages=1, cancels=1)),
+    "libvirt-fails-cancelled": Configuration(Rules(), Budget(libvirt=1, cancels=1)),
+    "libvirt-fails-agent-killed": Configuration(Rules(), Budget(libvirt=1, agents=1)),
+    "lockless-agent-killed": Configuration(_LOCKLESS, Budget(agents=1)),
+    "lockless-scheduler-killed": Configuration(_LOCKLESS, Budget(schedulers=1)),
+    "lockless-message-late": Configuration(_LOCKLESS, Budget(messages=1)),
+    "lockless-libvirt-fails": Configuration(_LOCKLESS, Budget(libvirt=1)),
+    "lockless-process-dies": Configuration(_LOCKLESS, Budget(deaths=1)),
+    "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, migrations=2)),
+}
+
+KNOWN_FAULTS: Mapping[str, Configuration] = {
+    "fault-doubt-ends-abort": Configuration(
+        Rules(doubt_asks_again=False),
+        Budget(libvirt=1),
+        "I7: the source executes, the owner record says STOPPED",
+        "flows.migration._clean_up takes every answer but RUNNING, COPY_UNKNOWN too, for a dead guest",
+    ),
+    "fault-abort-forgotten": Configuration(
+        Rules(abort_remembered=False),
+        Budget(messages=1, cancels=1),
+        "limbo",
+        "engine.incoming.abort does not write down what it does not know: a PrepareIncoming that comes later charges the host for ever",
+    ),
+    "fault-torn-look": Configuration(
+        Rules(looks_whole=False),
+        Budget(libvirt=1, cancels=1),
+        "limbo",
+        "engine.outgoing._step judges a copy that it looked at before the call ended by the call's end: ABORTED with a guest left paused",
+    ),
+}
+"""Faults of the product, each with its story. When one is mended its rule goes, and so does its entry here."""

@@ -1,0 +1,109 @@
+"""The guards of the handoff, each taken out by wrapping the product's own function: without it the search must find a violation, or the guard
+(or the search) is worth nothing."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hostler.model.copy import Copy, Stage
+from hostler.model.owner import Owner, OwnerRead, OwnerState
+from nodeagent.core.definitions import Outgoing
+from nodeagent.core.observed import Locks
+from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, next_act
+from scheduler.core.state import ClusterState
+from scheduler.core.steps import commit_handoff
+from scheduler.core.transaction import Transaction
+from tests.explore.configurations import Configuration
+from tests.explore.rules import Rules
+from tests.explore.world import UID, Budget
+
+
+def _unguarded_commit(state: ClusterState, vm_uid: str, operation_id: str, owner_revision: int) -> Transaction | None:
+    transaction = commit_handoff(state, vm_uid, operation_id, owner_revision)
+    return None if transaction is None else replace(transaction, guards={})
+
+
+def _commit_of_whatever_is_there(state: ClusterState, vm_uid: str, operation_id: str, owner_revision: int) -> Transaction | None:
+    """The revision that the source read before it inspected is not compared, nor is the operation: only that there is a handoff."""
+    kept = state.vm_by_uid(UID)
+    return None if kept is None else commit_handoff(state, vm_uid, kept.record.owner.operation_id, kept.revision)
+
+
+def _commit_by_operation(state: ClusterState, vm_uid: str, operation_id: str, owner_revision: int) -> Transaction | None:
+    """The operation is compared, the revision is not."""
+    kept = state.vm_by_uid(UID)
+    return None if kept is None else commit_handoff(state, vm_uid, operation_id, kept.revision)
+
+
+def _no_freeze(handoff: Outgoing, evidence: Evidence) -> Act:
+    """Inspects, and commits, a source that nobody has stopped."""
+    act = next_act(handoff, evidence)
+    return next_act(handoff, replace(evidence, frozen=True)) if act is Act.FREEZE else act
+
+
+def _no_inspection(handoff: Outgoing, evidence: Evidence) -> Act:
+    """The event that it is switched over is enough."""
+    return next_act(handoff, replace(evidence, locks=Locks.FREE))
+
+
+def _any_arrival(owner: Owner, node_id: str, operation_id: str) -> bool:
+    """That the copy is here is enough."""
+    return True
+
+
+def _any_owned_arrival(owner: Owner, node_id: str, operation_id: str) -> bool:
+    """COMMITTED to this node is not asked for, a handoff to it is enough."""
+    return owner.state is OwnerState.HANDOFF or owner.node_id == node_id
+
+
+def _no_epoch(handoff: Outgoing, evidence: Evidence) -> Act:
+    """A record of another epoch is read like one of ours."""
+    if evidence.owner is None:
+        return next_act(handoff, evidence)
+    owner = replace(evidence.owner.owner, epoch=handoff.epoch)
+    return next_act(handoff, replace(evidence, owner=replace(evidence.owner, owner=owner)))
+
+
+def _no_epoch_nor_state(handoff: Outgoing, evidence: Evidence) -> Act:
+    """What is no handoff any more was aborted, whoever owns it now."""
+    if evidence.owner is None or evidence.owner.owner.state is not OwnerState.COMMITTED:
+        return _no_epoch(handoff, evidence)
+    owner = replace(evidence.owner.owner, state=OwnerState.RUNNING)
+    return _no_epoch(handoff, replace(evidence, owner=replace(evidence.owner, owner=owner)))
+
+
+def _thaw_before_abort(handoff: Outgoing, evidence: Evidence) -> Act:
+    """A call that failed is taken for a verdict: the source goes on without waiting for the abort to be written."""
+    read = evidence.owner
+    if read is None or evidence.copying is not Copying.FAILED or read.owner.state is not OwnerState.HANDOFF:
+        return next_act(handoff, evidence)
+    aborted = OwnerRead(read.vm_uid, replace(read.owner, state=OwnerState.RUNNING), read.revision, read.read_revision)
+    act = next_act(handoff, replace(evidence, owner=aborted))
+    return Act.FAIL if act is Act.ABORTED else act
+
+
+def _gone_is_enough(handoff: Outgoing, told: Ending, written: Ending, copying: Copying) -> Copy:
+    """Decision 9 undone: a source that is gone has migrated."""
+    return Copy.GONE_MIGRATED if handoff.stage is not Stage.PREPARED else Copy.ABSENT
+
+
+COMMIT_BY_OPERATION = Configuration(
+    Rules(commit_handoff=_commit_by_operation),
+    Budget(agents=1, migrations=2),
+    why="the operation alone is compared: redundant while nothing else changes the record during a handoff",
+)
+
+MUTATIONS: Mapping[str, Configuration] = {
+    "commit-unguarded": Configuration(Rules(commit_handoff=_unguarded_commit), Budget(agents=1), "I7", "the store compares nothing"),
+    "commit-whatever": Configuration(
+        Rules(commit_handoff=_commit_of_whatever_is_there), Budget(agents=1, migrations=2), "I7", "neither revision nor operation compared"
+    ),
+    "no-freeze": Configuration(Rules(next_act=_no_freeze), Budget(libvirt=1), "I7", "inspected while it can run on"),
+    "no-inspection": Configuration(Rules(next_act=_no_inspection), Budget(libvirt=1), "I2", "an event instead of the locks"),
+    "no-paused-arrival": Configuration(Rules(arrives_paused=False), Budget(), "I7", "libvirt lets the copy run at once"),
+    "any-arrival": Configuration(Rules(may_resume_arrival=_any_arrival), Budget(messages=1), "I7", "a message is believed"),
+    "any-owned-arrival": Configuration(Rules(may_resume_arrival=_any_owned_arrival), Budget(messages=1), "I7", "HANDOFF is enough"),
+    "no-epoch": Configuration(Rules(next_act=_no_epoch), Budget(), "limbo", "safe without, but the source never ends"),
+    "no-epoch-nor-state": Configuration(Rules(next_act=_no_epoch_nor_state), Budget(libvirt=1), "I7", "COMMITTED is read like RUNNING"),
+    "thaw-before-abort": Configuration(Rules(next_act=_thaw_before_abort), Budget(agents=1), "I7", "goes on before the abort is written"),
+    "gone-is-enough": Configuration(Rules(gone_copy=_gone_is_enough), Budget(agents=1, deaths=1), "I8", "decision 9 undone"),
+}
