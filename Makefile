@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup check test test-all demo dev lint types proto-lint generate clean lab-free
+.PHONY: help setup check test test-all explore demo dev lint types proto-lint generate clean lab-free
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -35,6 +35,9 @@ test: check lab-free ## check + one pass of the lab: real etcd, libvirt, QEMU; a
 
 test-all: check lab-free ## everything, the slow tests too
 	status=0; pytest -q -m "lab or etcd or slow" || status=$$?; deploy/lab_free.sh; exit $$status
+
+explore: setup ## search every state of a migration's handoff for a broken promise, with each guard in place and with each taken out; ARGS=--story tells how
+	$(PY) -m tests.explore $(ARGS)
 
 lab-free: setup ## take down whatever lab is up on this machine
 	@deploy/lab_free.sh

@@ -16,7 +16,7 @@ word that it ended because it migrated away: its event, the success of its call,
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hostler.model.copy import Copy, Stage
+from hostler.model.copy import GONE, Copy, Stage
 from hostler.model.owner import OwnerRead, OwnerState
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks
@@ -64,9 +64,6 @@ class Act(StrEnum):
     RESUME = "RESUME"
     ABORTED = "ABORTED"
     FAIL = "FAIL"
-
-
-GONE = frozenset({Copy.ABSENT, Copy.GONE_MIGRATED})
 
 
 class Ending(StrEnum):

@@ -6,6 +6,7 @@ One object per agent, owned by `app`. Locks: `vm_lock` orders everything done to
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
@@ -87,14 +88,12 @@ class HostState:
         """In memory alone: figures that may be lost."""
         self._outgoing[handoff.operation_id] = handoff
 
-    async def drop_handoffs_of(self, vm_uid: str) -> None:
-        """Forget ended handoffs of a VM that is gone from here or comes again."""
-        for operation_id in [o for o, handoff in self._incoming.items() if handoff.vm_uid == vm_uid]:
-            await self._files.remove(INCOMING, operation_id)
-            del self._incoming[operation_id]
-        for operation_id in [o for o, handoff in self._outgoing.items() if handoff.vm_uid == vm_uid]:
-            await self._files.remove(OUTGOING, operation_id)
-            del self._outgoing[operation_id]
+    async def end_handoffs_of(self, vm_uid: str) -> None:
+        """Of a VM that is gone from here: a copy that was lost after its commit left its end open. Ended ones stay, to refuse what comes late."""
+        for arriving in [h for h in self._incoming.values() if h.vm_uid == vm_uid and h.stage not in ENDED_STAGES]:
+            await self.keep_incoming(replace(arriving, stage=Stage.ABORTED))
+        for leaving in [h for h in self._outgoing.values() if h.vm_uid == vm_uid and h.stage not in ENDED_STAGES]:
+            await self.keep_outgoing(replace(leaving, stage=Stage.ABORTED))
 
 
 def _too_old(handoffs: "Mapping[str, Incoming] | Mapping[str, Outgoing]") -> list[str]:

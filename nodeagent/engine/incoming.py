@@ -145,13 +145,15 @@ class IncomingHandoffs:
         await self._tunnel.close_incoming(operation_id)
 
     async def abort(self, command: Command) -> HandoffReport:
-        """Destroy the copy this operation made, close the tunnel, free the charge; refused if the record says that it was committed to us."""
-        handoff = self._state.incoming.get(command.operation_id)
-        if handoff is None:
-            return HandoffReport(self._node_id, command.operation_id, Copy.ABSENT, Stage.ABORTED)
-        async with self._state.vm_lock(handoff.vm_uid):
-            handoff = self._get(command.operation_id)
-            if handoff.stage is Stage.PREPARED:
+        """Destroy the copy this operation made, close the tunnel, free the charge; refused if the record says that it was committed to us.
+
+        An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever.
+        """
+        async with self._state.vm_lock(command.vm_uid):
+            handoff = self._state.incoming.get(command.operation_id)
+            if handoff is None:
+                await self._state.keep_incoming(Incoming(command.operation_id, command.vm_uid, "", command.epoch, Stage.ABORTED))
+            elif handoff.stage is Stage.PREPARED:
                 read = await self._authority.owner(handoff.vm_uid)
                 if read is not None and may_resume_arrival(read.owner, self._node_id, command.operation_id):
                     raise Conflict(Reason.EPOCH_STALE, f"The handoff was committed to {self._node_id}; it can only go forward.")

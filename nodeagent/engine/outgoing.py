@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
-from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.copy import GONE, Copy, HandoffReport, Stage
 from hostler.model.domain import DomainSpec
 from hostler.model.owner import OwnerRead, OwnerState
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Outgoing
 from nodeagent.core.observed import CopyTag, DomainView, Locks, Power
-from nodeagent.core.outgoing import GONE, Act, Copying, Ending, Evidence, gone_copy, next_act
+from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
 from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
@@ -220,9 +220,12 @@ class OutgoingHandoffs:
     async def _step(self, run: _Run) -> None:
         if run.owner is None:
             await self._read_owner(run)
+        copying = run.copying
         copy = await self._copy(run.handoff)
-        frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
         settled = run.lockless and copy is Copy.SWITCHED and await self._settled(run)
+        if run.copying is not copying:
+            return  # the call ended while we looked: what was seen may be older than its end, so it is looked at again
+        frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
         act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless, settled))
         if act is not Act.WAIT:
             log.info("handoff", operation=run.handoff.operation_id, act=act.value, copy=copy.value, frozen=frozen)

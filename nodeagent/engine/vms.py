@@ -214,7 +214,7 @@ class HostVMs:
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is not None:
                 raise FailedPrecondition(Reason.VM_RUNNING, "The VM still has a domain here.", "Stop it first.")
-            await self._state.drop_handoffs_of(command.vm_uid)
+            await self._state.end_handoffs_of(command.vm_uid)
             await self._state.drop_definition(command.vm_uid)
             self._reboots.pop(command.vm_uid, None)
 

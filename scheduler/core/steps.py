@@ -214,14 +214,14 @@ def abort_handoff(state: ClusterState, operation_id: str, come_from: str, error:
     )
 
 
-def finish_abort(state: ClusterState, operation_id: str, source_runs: bool, by: By) -> Transaction | None:
+def finish_abort(state: ClusterState, operation_id: str, source_lives: bool, by: By) -> Transaction | None:
     """Both ends are clean: the destination's claim goes, the VM is free again, where it was."""
     kept = in_phase(state, operation_id, ABORTING)
     if kept is None or kept.record.migration is None or kept.record.error is None:
         return None
     vm = state.vms[kept.record.target_id]
     after = replace(vm.record, operation_id="")
-    if not source_runs:
+    if not source_lives:
         owner = replace(vm.record.owner, state=OwnerState.STOPPED)
         reason = "Its process on the source ended during a migration that had not been committed."
         after = replace(after, observed=Observed.CRASHED, owner=owner, reason=reason)

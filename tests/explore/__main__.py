@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping
 from time import monotonic
 
-from tests.explore.configurations import HOLDS, KNOWN_FAULTS, Configuration
+from tests.explore.configurations import HOLDS, Configuration
 from tests.explore.mutations import COMMIT_BY_OPERATION, MUTATIONS
 from tests.explore.rules import Rules
 from tests.explore.search import explore
 from tests.explore.world import Budget
 
-EVERYTHING: Mapping[str, Configuration] = {**HOLDS, "commit-by-operation": COMMIT_BY_OPERATION, **KNOWN_FAULTS, **MUTATIONS}
+EVERYTHING: Mapping[str, Configuration] = {**HOLDS, "commit-by-operation": COMMIT_BY_OPERATION, **MUTATIONS}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What is searched: slices of everything that may go wrong, each small enough to be exhausted, and the faults that the product is known to have."""
+"""What is searched: slices of everything that may go wrong, each small enough to be exhausted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,25 +39,3 @@ HOLDS: Mapping[str, Configuration] = {
     "lockless-process-dies": Configuration(_LOCKLESS, Budget(deaths=1)),
     "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, migrations=2)),
 }
-
-KNOWN_FAULTS: Mapping[str, Configuration] = {
-    "fault-doubt-ends-abort": Configuration(
-        Rules(doubt_asks_again=False),
-        Budget(libvirt=1),
-        "I7: the source executes, the owner record says STOPPED",
-        "flows.migration._clean_up takes every answer but RUNNING, COPY_UNKNOWN too, for a dead guest",
-    ),
-    "fault-abort-forgotten": Configuration(
-        Rules(abort_remembered=False),
-        Budget(messages=1, cancels=1),
-        "limbo",
-        "engine.incoming.abort does not write down what it does not know: a PrepareIncoming that comes later charges the host for ever",
-    ),
-    "fault-torn-look": Configuration(
-        Rules(looks_whole=False),
-        Budget(libvirt=1, cancels=1),
-        "limbo",
-        "engine.outgoing._step judges a copy that it looked at before the call ended by the call's end: ABORTED with a guest left paused",
-    ),
-}
-"""Faults of the product, each with its story. When one is mended its rule goes, and so does its entry here."""

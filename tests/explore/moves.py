@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hostler.errors import HostlerError
-from hostler.model.copy import Copy, Stage
+from hostler.model.copy import IN_DOUBT, Copy, Stage
 from hostler.model.owner import OwnerState
 from nodeagent.core.observed import Locks, Power
-from nodeagent.core.outgoing import GONE, Act, Copying, Ending, Evidence
+from nodeagent.core.outgoing import Act, Copying, Ending, Evidence
 from scheduler.core.steps import ABORTING, COMMITTED, COPYING, DESTINATION_READY, RESERVED
 from tests.explore.rules import Rules
 from tests.explore.world import (
@@ -293,7 +293,7 @@ class Moves:
 
     def _ended(self, world: World, message: Message, stage: Stage, copy: Copy) -> World:
         wanted = Stage.ABORTED if message.ask is Ask.ABORT_OUTGOING else Stage.FINISHED
-        doubt = message.ask is Ask.ABORT_OUTGOING and self._rules.doubt_asks_again and copy not in (Copy.RUNNING, *GONE)
+        doubt = message.ask is Ask.ABORT_OUTGOING and self._rules.doubt_asks_again and copy in IN_DOUBT
         if stage is not wanted or doubt:
             return replace(world, driver=Driver()) if _waits(world, message) else world
         name = {Ask.ABORT_OUTGOING: "finish abort", Ask.FINISH_OUTGOING: "finish", Ask.LOST_OUTGOING: "lost"}[message.ask]

@@ -106,4 +106,22 @@ MUTATIONS: Mapping[str, Configuration] = {
     "no-epoch-nor-state": Configuration(Rules(next_act=_no_epoch_nor_state), Budget(libvirt=1), "I7", "COMMITTED is read like RUNNING"),
     "thaw-before-abort": Configuration(Rules(next_act=_thaw_before_abort), Budget(agents=1), "I7", "goes on before the abort is written"),
     "gone-is-enough": Configuration(Rules(gone_copy=_gone_is_enough), Budget(agents=1, deaths=1), "I8", "decision 9 undone"),
+    "doubt-ends-abort": Configuration(
+        Rules(doubt_asks_again=False),
+        Budget(libvirt=1),
+        "I7: the source executes, the owner record says STOPPED",
+        "the scheduler takes every answer of the source but RUNNING for a dead guest",
+    ),
+    "abort-forgotten": Configuration(
+        Rules(abort_remembered=False),
+        Budget(messages=1, cancels=1),
+        "limbo",
+        "the destination does not write down an abort of what it does not know: a PrepareIncoming that comes later charges it for ever",
+    ),
+    "torn-look": Configuration(
+        Rules(looks_whole=False),
+        Budget(libvirt=1, cancels=1),
+        "limbo",
+        "the source judges a copy that it looked at before the call ended by the call's end: ABORTED with a guest left paused",
+    ),
 }

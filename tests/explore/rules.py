@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hostler.model.copy import Copy
+from hostler.model.copy import GONE, Copy
 from hostler.model.owner import Owner, may_resume_arrival
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
@@ -35,8 +35,8 @@ BY = By("s1@1", 7)
 class Rules:
     """What decides, and two facts about the hosts. `lockless`: the disks have no locks to be asked. `arrives_paused`: libvirt's PAUSED flag.
 
-    The engines' order is as the product's, but for three faults that were found here; False is what the product does:
-    `doubt_asks_again`: an abort is finished only on a copy that is RUNNING or gone; any other answer of the source is asked for again.
+    Guards in the engines' own order, which the search mirrors; each was missing once, and found here:
+    `doubt_asks_again`: an abort is finished only on a copy that lives or is gone; an answer in doubt is asked for again.
     `abort_remembered`: a destination that is told to abort what it does not know writes that down, and refuses it when it comes.
     `looks_whole`: the source looks again if its call ended while it looked, so that no copy is judged by an older look.
     """
@@ -69,7 +69,8 @@ class Rules:
             case "abort":
                 return abort_handoff(state, operation_id, argument, GONE_WRONG, BY)
             case "finish abort":
-                return finish_abort(state, operation_id, argument == Copy.RUNNING.value, BY)
+                lives = Copy(argument) not in GONE if self.doubt_asks_again else argument == Copy.RUNNING.value
+                return finish_abort(state, operation_id, lives, BY)
             case "lost":
                 return finish_lost(state, operation_id, GONE_WRONG, BY)
             case "finish":

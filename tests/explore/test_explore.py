@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.explore.configurations import HOLDS, KNOWN_FAULTS, Configuration
+from tests.explore.configurations import HOLDS, Configuration
 from tests.explore.mutations import COMMIT_BY_OPERATION, MUTATIONS
 from tests.explore.search import Found, explore
 
@@ -43,13 +43,6 @@ def test_a_missing_guard_is_noticed(name: str) -> None:
 def test_a_commit_that_compares_the_operation_alone_is_safe_here() -> None:
     found = explore(COMMIT_BY_OPERATION.rules, COMMIT_BY_OPERATION.budget)
     assert not found.violation, _told(found)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KNOWN_FAULTS)
-def test_a_known_fault_is_still_found_in_the_order_that_the_product_has(name: str) -> None:
-    """When the product is mended the search's mirror of it is changed, and the entry goes."""
-    _finds(KNOWN_FAULTS[name])
 
 
 def _finds(configuration: Configuration) -> None:

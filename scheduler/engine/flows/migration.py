@@ -7,7 +7,7 @@ record. Before the commit every way out is ABORT, which wins or loses against th
 from dataclasses import replace
 
 from hostler.errors import FailedPrecondition, HostlerError
-from hostler.model.copy import Copy, HandoffReport, Stage
+from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.owner import OwnerState
 from scheduler.core.records import Migration, OperationRecord, StoredError
 from scheduler.core.steps import (
@@ -184,13 +184,15 @@ async def _abort(run: Run, reason: str, message: str) -> None:
 
 
 async def _clean_up(run: Run, migration: Migration) -> None:
-    """After the abort: the destination's copy is destroyed, the source's goes on."""
+    """After the abort: the destination's copy is destroyed, the source's goes on; paused, if somebody has paused it. An answer in doubt is no end."""
     await run.nodes.abort_incoming(migration.destination_node_id, run.order())
     source = await run.nodes.abort_outgoing(migration.source_node_id, run.order())
     if source.stage is not Stage.ABORTED:
         raise NodeUnreachable(f"{migration.source_node_id}: the source is {source.stage.value.lower()}")
-    by, runs = run.by(), source.copy is Copy.RUNNING
-    await run.write(lambda state: finish_abort(state, run.operation_id, runs, by))
+    if source.copy in IN_DOUBT:
+        raise NodeUnreachable(f"{migration.source_node_id}: the source's copy is {source.copy.value.lower()}")
+    by, alive = run.by(), source.copy not in GONE
+    await run.write(lambda state: finish_abort(state, run.operation_id, alive, by))
 
 
 async def turn_back(run: Run, error: HostlerError) -> None:

@@ -17,6 +17,13 @@ class Copy(StrEnum):
     PAUSED = "PAUSED"
 
 
+GONE = frozenset({Copy.ABSENT, Copy.GONE_MIGRATED})
+"""There is no process any more."""
+
+IN_DOUBT = frozenset({Copy.UNKNOWN, Copy.SWITCHED})
+"""Nobody can tell yet whether it goes on or ends: no operation is ended on such an answer."""
+
+
 class Stage(StrEnum):
     """What one end of a handoff is doing; meanings in proto hostler.internal.v1.HandoffReport.Stage."""
 

@@ -6,11 +6,11 @@ from itertools import product
 
 import pytest
 
-from hostler.model.copy import Copy, Stage
+from hostler.model.copy import GONE, Copy, Stage
 from hostler.model.owner import Owner, OwnerRead, OwnerState
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks
-from nodeagent.core.outgoing import GONE, Act, Copying, Ending, Evidence, gone_copy, next_act
+from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
 
 EPOCH = 7
 HANDOFF = Outgoing("op", "uid", EPOCH, 40, "n2", "n2:1", "n2:2", (), 0, Stage.COPYING)
