@@ -1,14 +1,17 @@
-"""Whether a VM is migrated and whither, and H0 of the handoff: the destination is charged too, and the owner record is marked."""
+"""Whether a VM is migrated and whither, and H0 of the handoff: the destination is charged too, and the owner record is marked.
+
+One that is off moves cold: its owner record stays as it is, STOPPED, until the source's agent has said that it runs no copy.
+"""
 
 from dataclasses import replace
 
 from hostler.errors import FailedPrecondition, NotFound, Reason
-from hostler.model.owner import OwnerState
+from hostler.model.owner import Owner, OwnerState
 from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
 from scheduler.core.claims import Adding
-from scheduler.core.decide_power import check_etag, idle_vm, running
+from scheduler.core.decide_power import check_etag, idle_vm
 from scheduler.core.placement.explain import no_capacity
-from scheduler.core.placement.place import NoFit, place, seed_of
+from scheduler.core.placement.place import NoFit, Placement, place, seed_of
 from scheduler.core.placement.policy import Policy
 from scheduler.core.placement.request import PlacementRequest, Purpose
 from scheduler.core.pools import fingerprint_of
@@ -21,28 +24,23 @@ from scheduler.core.transaction import Transaction
 def migrate_vm(
     state: ClusterState, request: Request, vm_id: str, etag: str, destination_node_id: str, bandwidth_mib_s: int, policy: Policy
 ) -> Accepted:
-    """H0: charge the destination too, and mark the owner record. Raises as start_vm, and NoCapacity with the reason for every node."""
+    """Charge the destination too; H0 of a VM that runs: mark the owner record. Raises as start_vm, and NoCapacity with the reason for every node."""
     if (repeat := repeat_of(state, request)) is not None:
         return Accepted(repeat, Transaction())
-    kept = running(idle_vm(state, vm_id))
+    kept = idle_vm(state, vm_id)
     check_etag(kept, etag)
     vm = kept.record
+    cold = vm.owner.state is OwnerState.STOPPED
     _check_destination(state, vm, destination_node_id)
     asked = _migration_request(state, vm, destination_node_id)
     answer = place(state.view(), asked, policy, seed_of(request.operation_id))
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)
-    migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch)
+    migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch, cold=cold)
     accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {answer.node_id}.")
     operation = replace(accepted, phase=RESERVED, phases=(replace(accepted.phases[0], phase=RESERVED),), migration=migration)
     claim = ClaimRecord(vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation.operation_id)
-    owner = replace(
-        vm.owner,
-        state=OwnerState.HANDOFF,
-        operation_id=operation.operation_id,
-        destination_node_id=answer.node_id,
-        destination_incarnation=answer.incarnation,
-    )
+    owner = vm.owner if cold else _in_handoff(vm.owner, operation.operation_id, answer)
     held = replace(vm, owner=owner, operation_id=operation.operation_id)
     transaction = (
         journal(operation)
@@ -51,6 +49,17 @@ def migrate_vm(
         .and_then(Transaction({node_key(answer.node_id): state.nodes[answer.node_id].revision}))
     )
     return Accepted(operation, transaction)
+
+
+def _in_handoff(owner: Owner, operation_id: str, placement: Placement) -> Owner:
+    """The source may go on running it, and the destination may receive a paused copy."""
+    return replace(
+        owner,
+        state=OwnerState.HANDOFF,
+        operation_id=operation_id,
+        destination_node_id=placement.node_id,
+        destination_incarnation=placement.incarnation,
+    )
 
 
 def _check_destination(state: ClusterState, vm: VMRecord, destination_node_id: str) -> None:
@@ -69,6 +78,7 @@ def _check_destination(state: ClusterState, vm: VMRecord, destination_node_id: s
 
 def _migration_request(state: ClusterState, vm: VMRecord, destination_node_id: str) -> PlacementRequest:
     fingerprints: dict[str, str] = {}
+    cold = vm.owner.state is OwnerState.STOPPED
     for volume_id in vm.volume_ids:
         volume = state.volumes[volume_id].record
         if volume.node_id:
@@ -88,7 +98,7 @@ def _migration_request(state: ClusterState, vm: VMRecord, destination_node_id: s
         fingerprints=fingerprints,
         networks=tuple(sorted({nic.bridge for nic in vm.domain.nics})),
         only_node_id=destination_node_id,
-        excluded={vm.owner.node_id: "it runs there now"},
-        acceleration=state.nodes[vm.owner.node_id].record.acceleration,
+        excluded={vm.owner.node_id: "it is there now" if cold else "it runs there now"},
+        acceleration="" if cold else state.nodes[vm.owner.node_id].record.acceleration,
         stored_charge=vm.domain.charged,
     )

@@ -140,7 +140,7 @@ class Cluster(Machines):
         validate_only: bool = False,
         request_id: str = "",
     ) -> OperationHandle:
-        """Move it while it runs, to the node `to` or to one that the scheduler chooses; `bandwidth_mib_s` 0: no limit."""
+        """Move it to the node `to` or to one that the scheduler chooses: while it runs, or, off, without a copy. `bandwidth_mib_s` 0: no limit."""
         request = vms_pb2.MigrateVMRequest(
             name=full("vms", name),
             etag=etag,

@@ -23,6 +23,7 @@ from scheduler.core.steps import (
     finish_migration,
 )
 from scheduler.engine.driving import Run, Verbs
+from scheduler.engine.flows import cold_migration
 from scheduler.ports import Departure, NodeUnreachable
 
 POLL_S = 0.5
@@ -38,6 +39,9 @@ SILENT_SOURCE_LIMIT_S = 60.0
 async def step(run: Run) -> None:
     if run.operation.migration is None:
         raise RuntimeError("a MigrateVM operation has no migration")
+    if run.operation.migration.cold:
+        await cold_migration.step(run, run.operation.migration)
+        return
     match run.operation.phase:
         case phase if phase == RESERVED:
             await _prepare(run, run.operation.migration)
@@ -198,6 +202,9 @@ async def _clean_up(run: Run, migration: Migration) -> None:
 async def turn_back(run: Run, error: HostlerError) -> None:
     """Refused before the commit: abort. Refused after it: there is no way back, so it is asked again."""
     operation: OperationRecord = run.operation
+    if operation.migration is not None and operation.migration.cold:
+        await cold_migration.turn_back(run, error)
+        return
     if operation.phase in (COMMITTED, ABORTING):
         raise NodeUnreachable(str(error))
     await _abort(run, error.reason.value, error.message)

@@ -24,6 +24,7 @@ async def life(sdk: hostler.Cluster) -> None:
     made = await sdk.create_vm("web-1", vcpus=1, memory_mib=512, image="guest", pool="shared", networks=["br0"])
     uid = (await made.wait()).vm.uid
     await (await sdk.stop_vm("web-1")).wait()
+    await (await sdk.migrate_vm("web-1")).wait()
     await (await sdk.start_vm("web-1")).wait()
     moved = await sdk.migrate_vm("web-1")
     with suppress(hostler.OperationFailed):  # a move may be taken back; then the guest goes on where it was
@@ -38,7 +39,7 @@ async def hard_life(sdk: hostler.Cluster) -> None:
     made = await sdk.create_vm("web-1", vcpus=1, memory_mib=512, image="guest", pool="shared", networks=["br0"])
     with suppress(hostler.OperationFailed):
         await made.wait()
-    for step in (sdk.stop_vm, sdk.start_vm, sdk.migrate_vm):
+    for step in (sdk.stop_vm, sdk.migrate_vm, sdk.start_vm, sdk.migrate_vm):
         with suppress(hostler.OperationFailed, hostler.FailedPrecondition, hostler.NotFound):
             await (await step("web-1")).wait()
     with suppress(hostler.NotFound):

@@ -290,6 +290,10 @@ OPERATIONS = Columns(
 def migration(operation: "Operation") -> str:
     """Where from, where to, and what it cost."""
     facts = operation.migration
+    if facts.cold:
+        return "\n".join(
+            line(row, (8, 0)) for row in (("from", short(facts.source_node)), ("to", short(facts.destination_node)), ("cold", "yes"))
+        )
     rows = [
         ("from", short(facts.source_node)),
         ("to", short(facts.destination_node)),

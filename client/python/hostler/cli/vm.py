@@ -249,7 +249,7 @@ def migrate(
     request_id: RequestId = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Move a VM while it runs. Ends with where from, where to, time, bytes and downtime.
+    """Move a VM while it runs, or one that is off without a copy. Ends with where from, where to, time, bytes and downtime.
 
     Example: hostler vm migrate web-1 --to n2 --bandwidth 200
     """

@@ -139,7 +139,10 @@ class PhaseEntry:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them."""
+    """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them.
+
+    `cold`: the VM is off, and changes its owner without a copy.
+    """
 
     source_node_id: str
     destination_node_id: str
@@ -152,6 +155,7 @@ class Migration:
     total_ms: int = 0
     downtime_ms: int = 0
     committed_epoch: int = 0
+    cold: bool = False
 
 
 @dataclass(frozen=True, slots=True)

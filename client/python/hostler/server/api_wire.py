@@ -120,6 +120,7 @@ def operation_to_wire(
                 total_ms=operation.migration.total_ms,
                 downtime_ms=operation.migration.downtime_ms,
                 committed_epoch=operation.migration.committed_epoch,
+                cold=operation.migration.cold,
             )
         )
     if operation.done:

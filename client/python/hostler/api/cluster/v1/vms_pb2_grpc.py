@@ -142,8 +142,9 @@ class VMServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MigrateVM(self, request, context):
-        """Moves a running VM to another node without interruption. Both nodes are charged until it is there.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_NOT_RUNNING, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+        """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
+        shared pools. Both nodes are charged until it is there.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,8 +57,9 @@ class VMServiceStub:
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     MigrateVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.MigrateVMRequest, _operation_pb2.Operation]
-    """Moves a running VM to another node without interruption. Both nodes are charged until it is there.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_NOT_RUNNING, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+    """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
+    shared pools. Both nodes are charged until it is there.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
     """
     WatchVMs: _grpc.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]
     """Every change of VMs from a resume token on, without a gap; first all VMs as they are when no token is given.
@@ -92,8 +93,9 @@ class VMServiceAsyncStub(VMServiceStub):
     RebootVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.RebootVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Asks the guest to reboot, and after the grace period resets it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     MigrateVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.MigrateVMRequest, _operation_pb2.Operation]  # type: ignore[assignment]
-    """Moves a running VM to another node without interruption. Both nodes are charged until it is there.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_NOT_RUNNING, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+    """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
+    shared pools. Both nodes are charged until it is there.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
     """
     WatchVMs: _aio.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]  # type: ignore[assignment]
     """Every change of VMs from a resume token on, without a gap; first all VMs as they are when no token is given.
@@ -172,8 +174,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vms_pb2.MigrateVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
-        """Moves a running VM to another node without interruption. Both nodes are charged until it is there.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_NOT_RUNNING, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+        """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
+        shared pools. Both nodes are charged until it is there.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod

@@ -144,6 +144,7 @@ class Operation(_message.Message):
         TOTAL_MS_FIELD_NUMBER: _builtins.int
         DOWNTIME_MS_FIELD_NUMBER: _builtins.int
         COMMITTED_EPOCH_FIELD_NUMBER: _builtins.int
+        COLD_FIELD_NUMBER: _builtins.int
         source_node: _builtins.str
         """The node it leaves: `nodes/{node}`."""
         destination_node: _builtins.str
@@ -156,6 +157,8 @@ class Operation(_message.Message):
         """From the source's last instruction, as its hypervisor says, to the destination's resume, milliseconds."""
         committed_epoch: _builtins.int
         """The VM's epoch after the commit; 0 before it."""
+        cold: _builtins.bool
+        """The VM was off: it changed its node without a copy, and bytes_transferred and downtime_ms are 0."""
         def __init__(
             self,
             *,
@@ -165,10 +168,11 @@ class Operation(_message.Message):
             total_ms: _builtins.int = ...,
             downtime_ms: _builtins.int = ...,
             committed_epoch: _builtins.int = ...,
+            cold: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_transferred", b"bytes_transferred", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_ms", b"downtime_ms", "source_node", b"source_node", "total_ms", b"total_ms"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_ms", b"downtime_ms", "source_node", b"source_node", "total_ms", b"total_ms"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
