@@ -30,6 +30,7 @@ from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.inventory import Inventory
 from nodeagent.engine.journal import Journal
+from nodeagent.engine.laying_down import LayingDown
 from nodeagent.engine.link import Link
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.outgoing import OutgoingHandoffs
@@ -153,7 +154,8 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
             await server.start()
             await server.set_serving(True)
             if scheduler is not None:
-                link = Link(endpoint, scheduler, inventory, parts.facts, observer, clock)
+                laying_down = LayingDown(node.node_id, parts.hypervisor, authority, state, incoming)
+                link = Link(endpoint, scheduler, inventory, parts.facts, observer, laying_down.lay_down, clock)
                 loops.append(start(group, "link", link.run, clock=clock))
             log.info("serving", node=node.node_id, port=port, mode="cluster" if scheduler else "standalone")
             if node.notifier is not None:

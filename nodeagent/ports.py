@@ -291,16 +291,18 @@ class HostFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What the cluster answered: this host's incarnation, and how often it wants to hear from it."""
+    """What the cluster answered: this host's incarnation, and how often it wants to hear from it. `fenced`: neither, before it is laid down."""
 
     incarnation: str
     heartbeat_interval_s: float
+    fenced: bool = False
 
 
 class SchedulerLink(Protocol):
     """The way to the scheduler, over any of its replicas. Raises AuthorityUnavailable when none answers; the next call tries the next one."""
 
-    async def register(self, boot_id: str, endpoint: str, report: NodeReport) -> Registration: ...
+    async def register(self, boot_id: str, endpoint: str, report: NodeReport, *, laid_down: bool = False) -> Registration:
+        """`laid_down`: every guest of ours on this host has been ended, because the last answer was `fenced`."""
 
     async def beat(self, incarnation: str, counter: int, report: NodeReport | None) -> bool:
         """One heartbeat; returns once it is durable. False: the cluster does not know this incarnation, register again."""

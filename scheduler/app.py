@@ -25,9 +25,11 @@ from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import Verb
 from scheduler.engine.driving import Driver, Verbs
 from scheduler.engine.election import LEASE_TTL_S, Election, Term
-from scheduler.engine.flows import migration, vms, volumes
+from scheduler.engine.fenced_nodes import FencedNodes
+from scheduler.engine.flows import migration, nodes, vms, volumes
 from scheduler.engine.liveness import WRITE_PAUSE_S, Liveness
 from scheduler.engine.mirror import Mirror
+from scheduler.engine.owed_removals import OwedRemovals
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.retention import Retention
 from scheduler.engine.writer import Writer
@@ -55,6 +57,7 @@ FLOWS: dict[Verb, Verbs] = {
     Verb.MIGRATE_VM: migration.MIGRATE,
     Verb.CREATE_VOLUME: volumes.CREATE,
     Verb.DELETE_VOLUME: volumes.DELETE,
+    Verb.FENCE_NODE: nodes.FENCE,
 }
 
 log = structlog.get_logger()
@@ -106,17 +109,19 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     mirror = Mirror(replica.store)
     writer = Writer(replica.store, mirror)
     liveness = Liveness(replica.replica_id, replica.store, clock, replica.beat_write_pause_s)
-    nodes = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
-    driver = Driver(mirror, writer, nodes, clock, FLOWS)
+    agents = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
+    gateway = FencedNodes(agents, mirror)
+    driver = Driver(mirror, writer, gateway, clock, FLOWS)
     retention = Retention(writer, clock, replica.operation_retention_h)
+    removals = OwedRemovals(mirror, writer, gateway, clock)
     api = Api(
         status.cluster_id,
         replica.store,
-        nodes,
+        gateway,
         mirror,
         writer,
         liveness,
-        ProgressReader(nodes, mirror, clock),
+        ProgressReader(gateway, mirror, clock),
         SPREAD,
         clock,
         replica.ids,
@@ -135,6 +140,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
         async with asyncio.TaskGroup() as group:
             group.create_task(driver.lead(term), name="driver")
             group.create_task(retention.lead(term), name="retention")
+            group.create_task(removals.lead(term), name="owed removals")
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -160,7 +166,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
                 loop.cancel()
     finally:
         await server.stop(0)
-        await nodes.close()
+        await agents.close()
 
 
 def _add_services(server: RpcServer, api: Api) -> None:

@@ -54,9 +54,11 @@ class Client:
         node: str = "",
         flavor: str = "",
         start: bool = True,
+        pool: str = "",
     ) -> operation_pb2.Operation:
-        """A VM with one disk on the shared pool, made from the image `guest`, and one card on br0."""
-        disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool="pools/shared", image="guest", size_mib=64))
+        """A VM with one disk on the shared pool, made from the image `guest` (an empty one, if another pool is named), and one card on br0."""
+        volume = vm_pb2.VM.NewVolume(pool=f"pools/{pool or 'shared'}", image="" if pool else "guest", size_mib=64)
+        disk = vm_pb2.VM.Disk(new_volume=volume)
         vm = vm_pb2.VM(disks=[disk], nics=[vm_pb2.VM.Nic(network="networks/br0")])
         if flavor:
             vm.flavor = f"flavors/{flavor}"

@@ -40,11 +40,13 @@ class GrpcScheduler:
         self._stream: BeatStream | None = None
         self._interval_s = CALL_TIMEOUT_S
 
-    async def register(self, boot_id: str, endpoint: str, report: NodeReport) -> Registration:
+    async def register(self, boot_id: str, endpoint: str, report: NodeReport, *, laid_down: bool = False) -> Registration:
         request = cluster_link_pb2.RegisterRequest(
-            node_id=self._node_id, boot_id=boot_id, endpoint=endpoint, inventory=inventory_to_wire(report)
+            node_id=self._node_id, boot_id=boot_id, endpoint=endpoint, inventory=inventory_to_wire(report), laid_down=laid_down
         )
         answer = await self._ask(lambda stub: stub.Register(request, timeout=BEAT_TIMEOUT_S))
+        if answer.fenced:
+            return Registration("", 0.0, fenced=True)
         self._interval_s = answer.heartbeat_interval_s
         self._drop_stream()
         return Registration(answer.incarnation, float(answer.heartbeat_interval_s))

@@ -3,6 +3,7 @@
 The owner record decides first, because it alone is true for everybody:
   - another epoch than ours: somebody committed (or took over). Our copy must never run again: kill it.
   - ours, RUNNING, our epoch: the handoff was aborted. The copy goes on, and only now (abort before continue).
+  - ours, STOPPED: a person has proved that this host is off, and was wrong. The copy must not run: kill it.
   - ours, HANDOFF by this operation: go on. Once the copy has arrived: freeze, inspect while frozen, commit. A commit is asked for only when the
     frozen source is switched over and holds no lock, or when the hypervisor says that it is gone because it migrated away.
   - not known now: change nothing.
@@ -92,6 +93,8 @@ def next_act(handoff: Outgoing, evidence: Evidence) -> Act:
         return _go_on(evidence)
     if owner.state is OwnerState.RUNNING:
         return _go_back(evidence)
+    if owner.state is OwnerState.STOPPED:
+        return Act.ABORTED if evidence.copy in GONE else Act.KILL
     return Act.WAIT
 
 

@@ -1,9 +1,11 @@
 """Keeps the cluster informed: registers, then beats for ever. A beat carries the inventory when it changed, at once when an event says so.
 
-Silence of the scheduler changes nothing for the guests: there is no deadline here after which anything is stopped.
+Silence of the scheduler changes nothing for the guests: there is no deadline here after which anything is stopped. Its word that this host was fenced
+does: every guest is ended first.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
@@ -12,7 +14,7 @@ from hostler.model.node import NodeReport
 from hostler.server.clock import Clock
 from nodeagent.engine.inventory import Inventory
 from nodeagent.engine.observer import Observer
-from nodeagent.ports import AuthorityUnavailable, HostFacts, SchedulerLink
+from nodeagent.ports import AuthorityUnavailable, HostFacts, HypervisorUnavailable, SchedulerLink
 
 RETRY_S = 1.0
 """Between two tries to register: a replica that comes back is found within about a second, and a thousand nodes make a thousand small calls."""
@@ -27,13 +29,21 @@ class Link:
     """The loop; `incarnation` is what the cluster calls this boot of this host, empty before the first registration."""
 
     def __init__(
-        self, endpoint: str, link: SchedulerLink, inventory: Inventory, facts: HostFacts, observer: Observer, clock: Clock
+        self,
+        endpoint: str,
+        link: SchedulerLink,
+        inventory: Inventory,
+        facts: HostFacts,
+        observer: Observer,
+        lay_down: Callable[[], Awaitable[None]],
+        clock: Clock,
     ) -> None:
         self._endpoint = endpoint
         self._link = link
         self._inventory = inventory
         self._facts = facts
         self._observer = observer
+        self._lay_down = lay_down
         self._clock = clock
         self.incarnation = ""
         self.registered = asyncio.Event()
@@ -42,8 +52,8 @@ class Link:
         while True:
             try:
                 await self._session()
-            except AuthorityUnavailable as error:
-                log.info("no scheduler answers", error=str(error))
+            except (AuthorityUnavailable, HypervisorUnavailable) as error:
+                log.info("not in the cluster now", error=str(error))
                 await self._clock.sleep(RETRY_S)
 
     async def _session(self) -> None:
@@ -51,6 +61,11 @@ class Link:
         sent = await self._inventory.collect()
         boot_id = (await self._facts.totals()).boot_id
         registration = await self._link.register(boot_id, self._endpoint, sent)
+        if registration.fenced:
+            log.warning("this host was fenced: its guests are ended before it is heard again")
+            await self._lay_down()
+            sent = await self._inventory.collect()
+            registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
         self.incarnation = registration.incarnation
         self.registered.set()
         log.info("registered", incarnation=self.incarnation)

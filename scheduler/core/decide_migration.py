@@ -10,11 +10,10 @@ from hostler.model.owner import Owner, OwnerState
 from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
 from scheduler.core.claims import Adding
 from scheduler.core.decide_power import check_etag, idle_vm
+from scheduler.core.moving import moved_request
 from scheduler.core.placement.explain import no_capacity
 from scheduler.core.placement.place import NoFit, Placement, place, seed_of
 from scheduler.core.placement.policy import Policy
-from scheduler.core.placement.request import PlacementRequest, Purpose
-from scheduler.core.pools import fingerprint_of
 from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, node_key, vm_key
 from scheduler.core.state import ClusterState
 from scheduler.core.steps import RESERVED
@@ -32,7 +31,7 @@ def migrate_vm(
     vm = kept.record
     cold = vm.owner.state is OwnerState.STOPPED
     _check_destination(state, vm, destination_node_id)
-    asked = _migration_request(state, vm, destination_node_id)
+    asked = moved_request(state, vm, destination_node_id, "it is there now" if cold else "it runs there now")
     answer = place(state.view(), asked, policy, seed_of(request.operation_id))
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)
@@ -74,31 +73,3 @@ def _check_destination(state: ClusterState, vm: VMRecord, destination_node_id: s
         raise FailedPrecondition(
             Reason.NODE_NOT_ACTIVE, f"Node {destination_node_id} takes no VMs now.", f"`hostler node uncordon {destination_node_id}`"
         )
-
-
-def _migration_request(state: ClusterState, vm: VMRecord, destination_node_id: str) -> PlacementRequest:
-    fingerprints: dict[str, str] = {}
-    cold = vm.owner.state is OwnerState.STOPPED
-    for volume_id in vm.volume_ids:
-        volume = state.volumes[volume_id].record
-        if volume.node_id:
-            raise FailedPrecondition(
-                Reason.NOT_MIGRATABLE,
-                f"Volume {volume_id} is in pool {volume.pool_id} of {volume.node_id}, which no other node reaches.",
-                "Only VMs whose volumes are all in shared pools can be moved.",
-            )
-        fingerprints[volume.pool_id] = fingerprint_of(state, volume.pool_id)
-    return PlacementRequest(
-        vm_id=vm.vm_id,
-        vcpus=vm.domain.vcpus,
-        memory_mib=vm.domain.memory_mib,
-        service_class=vm.domain.service_class,
-        cpu_floor_milli=vm.domain.cpu_floor_milli,
-        purpose=Purpose.MIGRATE,
-        fingerprints=fingerprints,
-        networks=tuple(sorted({nic.bridge for nic in vm.domain.nics})),
-        only_node_id=destination_node_id,
-        excluded={vm.owner.node_id: "it is there now" if cold else "it runs there now"},
-        acceleration="" if cold else state.nodes[vm.owner.node_id].record.acceleration,
-        stored_charge=vm.domain.charged,
-    )

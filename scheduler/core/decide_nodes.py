@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from hostler.errors import Conflict, NotFound, Reason
+from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
 from hostler.model.node import NodeReport, VMPower, VMStatus
 from hostler.model.owner import OwnerState
 from hostler.model.quantities import Quantities, at_least_zero, minus
@@ -23,10 +23,21 @@ from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
 
 
-def register(state: ClusterState, report: NodeReport, boot_id: str, endpoint: str) -> tuple[NodeRecord, Transaction | None]:
-    """The node's record now, and what has to be written for it (None: nothing). A new boot of the host is a new incarnation."""
+def register(
+    state: ClusterState, report: NodeReport, boot_id: str, endpoint: str, laid_down: bool = False
+) -> tuple[NodeRecord, Transaction | None]:
+    """The node's record now, and what has to be written for it (None: nothing). A new boot of the host is a new incarnation.
+
+    A fenced node stays fenced until its agent has `laid_down` every guest; then it is a new incarnation, cordoned until a person looks at it.
+    """
     kept = state.nodes.get(report.node_id)
-    if kept is None:
+    if kept is not None and kept.record.state is NodeState.FENCED:
+        if not laid_down:
+            return kept.record, None
+        record = replace(
+            kept.record, state=NodeState.CORDONED, boot_id=boot_id, registrations=kept.record.registrations + 1, endpoint=endpoint
+        )
+    elif kept is None:
         record = NodeRecord(report.node_id, NodeState.ACTIVE, boot_id, 1, endpoint, {}, {}, {})
     elif kept.record.boot_id != boot_id:
         record = replace(kept.record, boot_id=boot_id, registrations=kept.record.registrations + 1, endpoint=endpoint)
@@ -39,7 +50,9 @@ def register(state: ClusterState, report: NodeReport, boot_id: str, endpoint: st
 def take_report(state: ClusterState, report: NodeReport) -> Transaction | None:
     """What an inventory changes; None: nothing, or the node is not registered."""
     kept = state.nodes.get(report.node_id)
-    return _changes(state, _with_report(kept.record, report)) if kept is not None else None
+    if kept is None or kept.record.state is NodeState.FENCED:
+        return None
+    return _changes(state, _with_report(kept.record, report))
 
 
 def set_state(state: ClusterState, node_id: str, wanted: NodeState, etag: str) -> Transaction | None:
@@ -49,6 +62,10 @@ def set_state(state: ClusterState, node_id: str, wanted: NodeState, etag: str) -
         raise NotFound(Reason.NODE_NOT_FOUND, f"There is no node {node_id}.", "See `hostler node list`.")
     if kept.record.state is wanted:
         return None
+    if kept.record.state is NodeState.FENCED:
+        raise FailedPrecondition(
+            Reason.NODE_FENCED, f"Node {node_id} is fenced.", "Start its agent: it ends every guest that is left, and is cordoned then."
+        )
     if etag and etag != str(kept.revision):
         raise Conflict(Reason.ETAG_MISMATCH, f"Node {node_id} changed in between.", "Read it again.")
     return Transaction({node_key(node_id): kept.revision}, {node_key(node_id): replace(kept.record, state=wanted)})

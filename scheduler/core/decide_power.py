@@ -11,15 +11,18 @@ from hostler.model.journal import cancelled
 from hostler.model.owner import OwnerState
 from hostler.model.wishes import DEFAULT_GRACE_S
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of, succeed
+from scheduler.core.decide_fence import is_fenced
+from scheduler.core.placement.policy import Policy
 from scheduler.core.records import OperationRecord, Stop, Verb, VMRecord, operation_key, vm_key
+from scheduler.core.relocate import start_elsewhere
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
 from scheduler.core.view import Health
 
 
-def start_vm(state: ClusterState, request: Request, vm_id: str, etag: str) -> Accepted:
-    """One that runs is left alone: the operation is done as it is accepted. Raises NotFound, FailedPrecondition (busy, frozen), Conflict (etag),
-    Unavailable when it should run on a node that does not answer.
+def start_vm(state: ClusterState, request: Request, vm_id: str, etag: str, policy: Policy) -> Accepted:
+    """One that runs is left alone: the operation is done as it is accepted. One whose node is fenced is started elsewhere. Raises NotFound,
+    FailedPrecondition (busy, frozen), Conflict (etag), Unavailable when it should run on a node that does not answer.
     """
     if (repeat := repeat_of(state, request)) is not None:
         return Accepted(repeat, Transaction())
@@ -29,6 +32,8 @@ def start_vm(state: ClusterState, request: Request, vm_id: str, etag: str) -> Ac
         _check_heard(state, kept.record)
         return _left_alone(kept, operation, "It was running already.")
     check_etag(kept, etag)
+    if is_fenced(state, kept.record.owner.node_id):
+        return start_elsewhere(state, kept, operation, policy)
     return _take_in_hand(kept, operation)
 
 

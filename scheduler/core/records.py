@@ -4,7 +4,7 @@ Keys, all built here, lie under STATE, which replicas watch:
   vm/<vm>             spec, owner, epoch          claim/<node>/<vm>   one VM's share of one node
   ledger/<node>       the node's sums             pool/<pool>         the sums of a shared pool
   node/<node>         what a node said            volume/<volume>, flavor/<flavor>
-  op/<id>             the journal
+  op/<id>             the journal             owed/<node>/<uid>   a volume's file that a fenced node has to remove once it is back
 The two kinds of sums are the only capacity compares. Heartbeats (`HEARTBEATS`) and the leader's key (`LEADER`) lie outside STATE. Values are
 JSON, so that an operator reads them with etcdctl. Times are milliseconds of wall clock: to be shown, never to be decided on.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from hostler.model.domain import ServiceClass
+from hostler.model.domain import ServiceClass, VolumeSpec
 from hostler.model.quantities import Quantities
 from hostler.model.records import ENDED as ENDED
 from hostler.model.records import Migration as Migration
@@ -68,11 +68,18 @@ def operation_key(operation_id: str) -> str:
     return f"{STATE}op/{operation_id}"
 
 
+def owed_key(node_id: str, volume_uid: str) -> str:
+    return f"{STATE}owed/{node_id}/{volume_uid}"
+
+
 class NodeState(StrEnum):
-    """Whether a node takes new VMs."""
+    """What may be done with a node."""
 
     ACTIVE = "ACTIVE"
     CORDONED = "CORDONED"
+    """Keeps its VMs, takes no new ones."""
+    FENCED = "FENCED"
+    """A person has proved that it is off: nothing of it runs, and its agent must lay everything down before it is heard again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,14 @@ class ClaimRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OwedRemoval:
+    """A volume that is gone for the cluster while its file lies in a local pool of a fenced node."""
+
+    node_id: str
+    volume: VolumeSpec
+
+
+@dataclass(frozen=True, slots=True)
 class FlavorRecord:
     flavor_id: str
     vcpus: int
@@ -157,4 +172,4 @@ class FlavorRecord:
     service_class: ServiceClass
 
 
-Record = NodeRecord | LedgerRecord | ClaimRecord | VMRecord | VolumeRecord | FlavorRecord | OperationRecord
+Record = NodeRecord | LedgerRecord | ClaimRecord | VMRecord | VolumeRecord | FlavorRecord | OperationRecord | OwedRemoval

@@ -14,6 +14,7 @@ from scheduler.core.records import (
     LedgerRecord,
     NodeRecord,
     OperationRecord,
+    OwedRemoval,
     VMRecord,
     VolumeRecord,
 )
@@ -22,7 +23,8 @@ from scheduler.core.view import ClusterView, Health, NodeView, PoolView
 
 @dataclass(slots=True)
 class ClusterState:
-    """All records by their ids; claims by (node, vm). `health` is this replica's own judgement. Changed by the mirror alone."""
+    """All records by their ids; claims by (node, vm), owed removals by (node, volume uid). `health` is this replica's own judgement. Changed by
+    the mirror alone."""
 
     revision: int = 0
     nodes: dict[str, Kept[NodeRecord]] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class ClusterState:
     volumes: dict[str, Kept[VolumeRecord]] = field(default_factory=dict)
     flavors: dict[str, Kept[FlavorRecord]] = field(default_factory=dict)
     operations: dict[str, Kept[OperationRecord]] = field(default_factory=dict)
+    owed: dict[tuple[str, str], Kept[OwedRemoval]] = field(default_factory=dict)
     health: Mapping[str, Health] = field(default_factory=dict)
     vm_ids_by_uid: dict[str, str] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from scheduler.core.records import (
     LedgerRecord,
     NodeRecord,
     OperationRecord,
+    OwedRemoval,
     Record,
     VMRecord,
     VolumeRecord,
@@ -28,6 +29,7 @@ KINDS: Mapping[str, type[Record]] = {
     "volume": VolumeRecord,
     "flavor": FlavorRecord,
     "op": OperationRecord,
+    "owed": OwedRemoval,
 }
 
 

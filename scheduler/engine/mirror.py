@@ -21,6 +21,7 @@ from scheduler.core.records import (
     LedgerRecord,
     NodeRecord,
     OperationRecord,
+    OwedRemoval,
     Record,
     VMRecord,
     VolumeRecord,
@@ -186,6 +187,9 @@ def put_record(state: ClusterState, key: str, revision: int, record: Record | No
             _set(state.flavors, name, record, revision, FlavorRecord)
         case "op":
             _set(state.operations, name, record, revision, OperationRecord)
+        case "owed":
+            node_id, _, volume_uid = name.partition("/")
+            _set(state.owed, (node_id, volume_uid), record, revision, OwedRemoval)
         case "tick":
             pass
         case _:
@@ -220,6 +224,7 @@ def _names(state: ClusterState) -> set[tuple[str, str]]:
         *(("volume", n) for n in state.volumes),
         *(("flavor", n) for n in state.flavors),
         *(("op", n) for n in state.operations),
+        *(("owed", f"{n}/{u}") for n, u in state.owed),
     }
 
 

@@ -13,7 +13,7 @@ from hostler.model.owner import OwnerRead
 from hostler.server.identity import PrincipalKind, current_principal
 from hostler.server.internal_wire import inventory_from_wire, owner_to_wire
 from scheduler.core.decide_nodes import owned_by, register, take_report, take_status
-from scheduler.core.records import NodeRecord, VMRecord
+from scheduler.core.records import NodeRecord, NodeState, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import commit_handoff
 from scheduler.core.transaction import Transaction
@@ -36,7 +36,10 @@ class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
         report = inventory_from_wire(request.inventory)
         if report.node_id != request.node_id:
             raise PermissionDenied(Reason.NODE_IDENTITY_MISMATCH, "The inventory is another node's.")
-        record = await self._register(report, request.boot_id, request.endpoint)
+        record = await self._register(report, request.boot_id, request.endpoint, request.laid_down)
+        if record.state is NodeState.FENCED:
+            log.warning("a fenced node answers; it is told to lay down its guests", node=request.node_id)
+            return cluster_link_pb2.RegisterResponse(fenced=True)
         await self._take_statuses(report)
         state = await self._api.read()
         owned = [owner_to_wire(_read(state, kept)) for kept in owned_by(state, request.node_id)]
@@ -53,7 +56,7 @@ class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
                 kept = self._api.mirror.state.nodes.get(node_id)
                 if kept is None or kept.record.incarnation != request.incarnation:
                     kept = (await self._api.read()).nodes.get(node_id)
-                if kept is None or kept.record.incarnation != request.incarnation:
+                if kept is None or kept.record.incarnation != request.incarnation or kept.record.state is NodeState.FENCED:
                     yield cluster_link_pb2.HeartbeatResponse(counter=request.counter, register_again=True)
                     return
                 if request.HasField("inventory"):
@@ -86,11 +89,11 @@ class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
         log.info("commit of a handoff", operation=request.operation_id, committed=committed, epoch=kept.record.owner.epoch)
         return owner_to_wire(_read(state, kept))
 
-    async def _register(self, report: NodeReport, boot_id: str, endpoint: str) -> NodeRecord:
+    async def _register(self, report: NodeReport, boot_id: str, endpoint: str, laid_down: bool) -> NodeRecord:
         written: list[NodeRecord] = []
 
         def decide(state: ClusterState) -> Transaction | None:
-            record, transaction = register(state, report, boot_id, endpoint)
+            record, transaction = register(state, report, boot_id, endpoint, laid_down)
             written.append(record)
             return transaction
 

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 import grpc.aio
 
 from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc
-from hostler.api.type.v1 import node_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2
 from hostler.errors import NotFound, Reason
 from hostler.server import request_checks as checks
+from scheduler.core.decide_fence import fence_node
 from scheduler.core.decide_nodes import set_state
 from scheduler.core.records import NodeState
 from scheduler.core.state import ClusterState
@@ -41,6 +42,18 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
 
     async def UncordonNode(self, request: nodes_pb2.UncordonNodeRequest, context: Context) -> node_pb2.Node:
         return await self._set(request, NodeState.ACTIVE)
+
+    async def FenceNode(self, request: nodes_pb2.FenceNodeRequest, context: Context) -> operation_pb2.Operation:
+        checks.require(
+            request,
+            *checks.resource("name", request.name, "nodes"),
+            *checks.request_id(request.request_id),
+            *checks.confirmed(
+                "confirm_powered_off", request.confirm_powered_off, "power the node off, then say so: nothing else proves it"
+            ),
+        )
+        asked, node_id = self._api.request(request, request.request_id), request.name.removeprefix("nodes/")
+        return await self._api.accept(lambda state: fence_node(state, asked, node_id, request.etag), request.validate_only)
 
     async def WatchNodes(self, request: nodes_pb2.WatchNodesRequest, context: Context) -> AsyncIterator[nodes_pb2.WatchNodesResponse]:
         def updated(state: ClusterState, node_id: str) -> nodes_pb2.WatchNodesResponse | None:

@@ -68,7 +68,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
 
     async def StartVM(self, request: vms_pb2.StartVMRequest, context: Context) -> operation_pb2.Operation:
         vm_id, asked = self._about(request)
-        return await self._api.accept(lambda state: start_vm(state, asked, vm_id, request.etag), request.validate_only)
+        return await self._api.accept(lambda state: start_vm(state, asked, vm_id, request.etag, self._api.policy), request.validate_only)
 
     async def StopVM(self, request: vms_pb2.StopVMRequest, context: Context) -> operation_pb2.Operation:
         checks.require(request, *checks.between("grace_s", request.grace_s, 0, checks.MAX_GRACE_S))

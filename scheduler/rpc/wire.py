@@ -3,6 +3,7 @@
 from hostler.api.type.v1 import node_pb2, operation_pb2, resources_pb2, vm_pb2, volume_pb2
 from hostler.server import api_wire
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, ledger_to_wire
+from scheduler.core.decide_fence import is_fenced
 from scheduler.core.records import FlavorRecord, NodeRecord, OperationRecord, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.view import Health
@@ -10,7 +11,8 @@ from scheduler.core.view import Health
 
 def vm_to_wire(state: ClusterState, vm: VMRecord, revision: int) -> vm_pb2.VM:
     """A VM on a node that does not answer is shown as it was, marked stale."""
-    silent = bool(vm.owner.node_id) and state.health_of(vm.owner.node_id) is not Health.READY
+    node_id = vm.owner.node_id
+    silent = bool(node_id) and state.health_of(node_id) is not Health.READY and not is_fenced(state, node_id)
     stale = f"Node {vm.owner.node_id} does not answer; this is what it said last." if silent else ""
     return api_wire.vm_to_wire(vm, str(revision), stale)
 
@@ -42,7 +44,7 @@ def node_to_wire(state: ClusterState, kept: Kept[NodeRecord]) -> node_pb2.Node:
     node, ledger = kept.record, state.ledgers.get(kept.record.node_id)
     health = state.health_of(node.node_id)
     reason = node.reason
-    if health is Health.SILENT:
+    if health is Health.SILENT and not is_fenced(state, node.node_id):
         reason = "No heartbeat. Its guests may well be running."
     return node_pb2.Node(
         name=f"nodes/{node.node_id}",

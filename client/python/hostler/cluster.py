@@ -173,6 +173,15 @@ class Cluster(Machines):
         node: Node = await self._connection.call(lambda stubs: stubs.nodes.UncordonNode, request)
         return node
 
+    async def fence_node(
+        self, name: str, *, confirm_powered_off: bool, etag: str = "", validate_only: bool = False, request_id: str = ""
+    ) -> OperationHandle:
+        """Take a silent node for off, on the caller's word that it is powered off: its VMs are stopped, and may be started elsewhere."""
+        request = nodes_pb2.FenceNodeRequest(
+            name=full("nodes", name), confirm_powered_off=confirm_powered_off, etag=etag, **mutation(request_id, validate_only)
+        )
+        return await self._accepted(lambda stubs: stubs.nodes.FenceNode, request)
+
     def watch_nodes(self) -> AsyncGenerator[NodeEvent]:
         """All nodes, a Bookmark, then every change of them and of their health; a lost replica shows as Resync. Close it when done."""
 

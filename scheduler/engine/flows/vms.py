@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hostler.errors import HostlerError, NotFound
-from hostler.model.domain import VolumeSpec
 from hostler.model.owner import OwnerState
-from scheduler.core.records import Observed, StoredError, VMRecord, VolumeRecord
+from scheduler.core.records import Observed, StoredError, VMRecord
 from scheduler.core.steps import (
     DEFINED,
     REBOOTING,
@@ -22,12 +21,9 @@ from scheduler.core.steps import (
     volumes_ready,
 )
 from scheduler.engine.driving import Run, Verbs
+from scheduler.engine.flows.removal import remove_file, volume_spec
 
 VMChange = Callable[[VMRecord], VMRecord]
-
-
-def volume_spec(volume: VolumeRecord) -> VolumeSpec:
-    return VolumeSpec(volume.uid, volume.pool_id, volume.size_mib, volume.image, volume.format)
 
 
 # ---- CreateVM: ACCEPTED -> VOLUMES -> DEFINED -> STARTING; ROLLBACK
@@ -90,7 +86,7 @@ async def _roll_back(run: Run) -> None:
     await _off_and_forgotten(run)
     for volume_id in vm.own_volumes:
         if volume_id in run.state.volumes:
-            await run.nodes.remove_volume(vm.owner.node_id, run.order(), volume_spec(run.state.volumes[volume_id].record))
+            await remove_file(run, run.order(), run.state.volumes[volume_id].record, vm.owner.node_id)
     by, error = run.by(), run.operation.error or StoredError("Internal", "INTERNAL", run.operation.reason)
     await run.write(lambda state: remove_vm(state, run.operation_id, ROLLBACK, by, error))
 
@@ -106,12 +102,13 @@ async def _begin_rollback(run: Run, error: StoredError) -> None:
     await run.write(lambda state: enter_phase(state, run.operation_id, phase, ROLLBACK, error.message, by, change_error=error))
 
 
-# ---- StartVM: ACCEPTED -> STARTING; ROLLBACK
+# ---- StartVM: ACCEPTED -> STARTING; ROLLBACK. It is defined again: its node may be another one now, or have lost its files
 
 
 async def start(run: Run) -> None:
     match run.operation.phase:
         case "ACCEPTED":
+            await run.nodes.define(run.vm.record.owner.node_id, run.order(), run.vm.record.domain)
             by = run.by()
             await run.write(
                 lambda state: enter_phase(
@@ -180,7 +177,7 @@ async def delete(run: Run) -> None:
             vm = run.vm.record
             for volume_id in vm.own_volumes:
                 if volume_id in run.state.volumes:
-                    await run.nodes.remove_volume(vm.owner.node_id, run.order(), volume_spec(run.state.volumes[volume_id].record))
+                    await remove_file(run, run.order(), run.state.volumes[volume_id].record, vm.owner.node_id)
             by = run.by()
             await run.write(lambda state: remove_vm(state, run.operation_id, REMOVING, by))
 

@@ -5,32 +5,18 @@ from dataclasses import replace
 from hostler.errors import HostlerError
 from scheduler.core.accept import enter, fail, succeed
 from scheduler.core.claims import drop_claim
-from scheduler.core.pools import fingerprint_of, reaches
 from scheduler.core.records import StoredError, VolumeRecord, VolumeState, ledger_key, operation_key, volume_key
 from scheduler.core.state import ClusterState
 from scheduler.core.steps import REMOVING, in_phase, release_pool
 from scheduler.core.transaction import Transaction
-from scheduler.core.view import Health
 from scheduler.engine.driving import Run, Verbs
-from scheduler.engine.flows.vms import volume_spec
-from scheduler.ports import NodeUnreachable, Order
-
-
-def _node_for(run: Run, volume: VolumeRecord) -> str:
-    """A node that can reach the volume's pool now: its own, or the first by id that is ready."""
-    if volume.node_id:
-        return volume.node_id
-    fingerprint = fingerprint_of(run.state, volume.pool_id)
-    for node_id, kept in sorted(run.state.nodes.items()):
-        there = any(reaches(pool, volume.pool_id, fingerprint) for pool in kept.record.pools)
-        if there and run.state.health_of(node_id) is Health.READY:
-            return node_id
-    raise NodeUnreachable(f"no node that answers has pool {volume.pool_id}")
+from scheduler.engine.flows.removal import node_for, remove_file, volume_spec
+from scheduler.ports import Order
 
 
 async def create(run: Run) -> None:
     volume = run.state.volumes[run.operation.target_id].record
-    size_mib = await run.nodes.ensure_volume(_node_for(run, volume), Order(run.operation_id), volume_spec(volume))
+    size_mib = await run.nodes.ensure_volume(node_for(run, volume), Order(run.operation_id), volume_spec(volume))
     by, phase = run.by(), run.operation.phase
 
     def made(state: ClusterState) -> Transaction | None:
@@ -50,7 +36,7 @@ async def create(run: Run) -> None:
 
 async def turn_back_create(run: Run, error: HostlerError) -> None:
     volume = run.state.volumes[run.operation.target_id].record
-    await run.nodes.remove_volume(_node_for(run, volume), Order(run.operation_id), volume_spec(volume))
+    await remove_file(run, Order(run.operation_id), volume)
     await _remove(run, StoredError.of(error))
 
 
@@ -68,7 +54,7 @@ async def delete(run: Run) -> None:
 
         await run.write(removing)
         return
-    await run.nodes.remove_volume(_node_for(run, volume), Order(run.operation_id), volume_spec(volume))
+    await remove_file(run, Order(run.operation_id), volume)
     await _remove(run, None)
 
 

@@ -6,7 +6,7 @@ import typer
 
 from hostler.cli import completion
 from hostler.cli.output import NODES, Format, say, short, show
-from hostler.cli.session import DryRun, Etag, Output, RequestId, Watch, follow, run, run_cluster
+from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, Watch, finish, follow, run, run_cluster
 
 if TYPE_CHECKING:
     from hostler.cluster import Cluster
@@ -82,5 +82,34 @@ def uncordon(
     async def work(cluster: "Cluster") -> None:
         node = await cluster.uncordon_node(name, etag=etag, validate_only=dry_run, request_id=request_id)
         say(show([node], NODES, output, one=True))
+
+    run_cluster(ctx, work)
+
+
+@app.command()
+def fence(
+    ctx: typer.Context,
+    name: Name,
+    confirm_powered_off: Annotated[
+        bool, typer.Option("--confirm-powered-off", help="Your word that the host is off. Nothing else proves that its guests are gone.")
+    ] = False,
+    etag: Etag = "",
+    wait: Wait = True,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    request_id: RequestId = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Go on without a node that will not come back. Example: hostler node fence n1 --confirm-powered-off
+
+    Power the host off first. What waits for it then ends; its VMs are stopped, and `hostler vm start` starts them on other nodes if their volumes are
+    shared. When its agent answers again, it ends whatever guests are left, and the node is cordoned until you uncordon it.
+    """
+
+    async def work(cluster: "Cluster") -> None:
+        handle = await cluster.fence_node(
+            name, confirm_powered_off=confirm_powered_off, etag=etag, validate_only=dry_run, request_id=request_id
+        )
+        await finish(handle, Ending(wait, timeout, output), lambda operation: f"node {short(operation.target)} is fenced")
 
     run_cluster(ctx, work)

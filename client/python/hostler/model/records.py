@@ -90,6 +90,7 @@ class Verb(StrEnum):
     MIGRATE_VM = "MigrateVM"
     CREATE_VOLUME = "CreateVolume"
     DELETE_VOLUME = "DeleteVolume"
+    FENCE_NODE = "FenceNode"
 
 
 class OperationState(StrEnum):

@@ -83,7 +83,13 @@ def volume_to_wire(volume: VolumeRecord, etag: str) -> volume_pb2.Volume:
 
 def collection_of(verb: Verb) -> str:
     """What operations of this verb are done to."""
-    return "volumes" if verb in (Verb.CREATE_VOLUME, Verb.DELETE_VOLUME) else "vms"
+    match verb:
+        case Verb.CREATE_VOLUME | Verb.DELETE_VOLUME:
+            return "volumes"
+        case Verb.FENCE_NODE:
+            return "nodes"
+        case _:
+            return "vms"
 
 
 def operation_to_wire(

@@ -55,6 +55,12 @@ def between(field: str, value: int, least: int, most: int) -> Iterator[Violation
         yield Violation(field, f"must be between {least} and {most}")
 
 
+def confirmed(field: str, value: bool, otherwise: str) -> Iterator[Violation]:
+    """A person's word that must be given."""
+    if not value:
+        yield Violation(field, f"must be true: {otherwise}")
+
+
 def vm(wanted: vm_pb2.VM) -> Iterator[Violation]:
     """The wished VM's own form."""
     yield from resource("vm.flavor", wanted.flavor, "flavors")

@@ -100,7 +100,8 @@ ROWS = [
     ),
     ("lockless, frozen by an earlier agent", evidence(frozen=True, copying=Copying.FAILED, lockless=True), Act.FAIL),
     ("another operation's handoff", evidence(owner(OwnerState.HANDOFF, operation_id="another")), Act.WAIT),
-    ("stopped", evidence(owner(OwnerState.STOPPED)), Act.WAIT),
+    ("taken for off, and it was not", evidence(owner(OwnerState.STOPPED)), Act.KILL),
+    ("taken for off, and gone", evidence(owner(OwnerState.STOPPED), copy=Copy.ABSENT), Act.ABORTED),
     ("frozen by a person's leave", evidence(owner(OwnerState.FROZEN), frozen=True), Act.WAIT),
 ]
 
@@ -127,17 +128,20 @@ def test_the_copy_goes_on_only_under_its_own_epoch() -> None:
     for known in every():
         if next_act(HANDOFF, known) in (Act.THAW, Act.RESUME, Act.ABORTED, Act.STOP_COPY):
             assert known.owner is not None
-            assert (known.owner.owner.state, known.owner.owner.epoch) == (OwnerState.RUNNING, EPOCH), known
+            record = known.owner.owner
+            off = record.state is OwnerState.STOPPED and known.copy in GONE
+            assert (record.state, record.epoch) == (OwnerState.RUNNING, EPOCH) or off, known
 
 
 def test_another_epoch_kills_whatever_is_there() -> None:
-    """A copy that survives the change of owner; one that is killed while it is still the owner's."""
+    """A copy that survives the change of owner, or a fence; one that is killed while it is still the owner's, and may run."""
     for known in every():
         act = next_act(HANDOFF, known)
         other = known.owner is not None and known.owner.owner.epoch != EPOCH
-        assert other == (act in (Act.KILL, Act.FINISH)), known
-        if other:
-            assert (act is Act.FINISH) == (known.copy in GONE), known
+        fenced = known.owner is not None and not other and known.owner.owner.state is OwnerState.STOPPED
+        assert other == (act is Act.FINISH or (act is Act.KILL and not fenced)), known
+        if other or fenced:
+            assert (act is not Act.KILL) == (known.copy in GONE), known
 
 
 def test_memory_is_copied_only_once_and_only_in_a_handoff() -> None:
@@ -171,7 +175,7 @@ def test_nothing_is_done_for_somebody_else() -> None:
     for known in every():
         record = known.owner.owner if known.owner is not None else None
         ours = record is not None and record.state is OwnerState.HANDOFF and record.operation_id == "op"
-        if record is None or (record.epoch == EPOCH and not ours and record.state is not OwnerState.RUNNING):
+        if record is None or (record.epoch == EPOCH and not ours and record.state not in (OwnerState.RUNNING, OwnerState.STOPPED)):
             assert next_act(HANDOFF, known) is Act.WAIT, known
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hostler.model.journal import Request
 from hostler.model.node import NodeReport, PoolFacts
 from hostler.model.owner import OwnerState
-from hostler.model.quantities import CPU_MILLI, memory_key
+from hostler.model.quantities import CPU_MILLI, memory_key, pool_key
 from hostler.model.records import Observed, StoredError
 from hostler.model.wishes import NewDisk, WishedVM
 from scheduler.core.accept import Accepted
@@ -58,13 +58,15 @@ class Cluster:
             "volume": self.state.volumes,
             "op": self.state.operations,
             "claim": {f"{node}/{vm}": kept for (node, vm), kept in self.state.claims.items()},
+            "owed": {f"{node}/{uid}": kept for (node, uid), kept in self.state.owed.items()},
         }
         kept = tables[kind].get(name)  # type: ignore[attr-defined]
         return 0 if kept is None else int(kept.revision)
 
-    def node(self, node_id: str, *pools: PoolFacts, memory_mib: int = 4096) -> None:
+    def node(self, node_id: str, *pools: PoolFacts, memory_mib: int = 4096, cpu_milli: int = 4000) -> None:
         """Registered, and ready."""
-        size = {CPU_MILLI: 4000, memory_key(0): memory_mib}
+        own = {pool_key(pool.pool_id): pool.total_mib for pool in pools if not pool.shared}
+        size = {CPU_MILLI: cpu_milli, memory_key(0): memory_mib, **own}
         report = NodeReport(node_id, size, {}, {}, {}, pools or (NAS,), (), "TCG", "qemu", "1", "dac", 0, False, "")
         self.write(register(self.state, report, "boot-1", f"{node_id}:7500")[1])
         self.state.health = {**self.state.health, node_id: Health.READY}
@@ -78,9 +80,9 @@ class Cluster:
         """A CreateVM that was accepted."""
         return self.accept(create_vm(self.state, asked(f"create {vm_id}"), wish(vm_id, **more), SPREAD))  # type: ignore[arg-type]
 
-    def running(self, vm_id: str) -> None:
+    def running(self, vm_id: str, **more: object) -> None:
         """A VM that was created and runs."""
-        operation_id = self.create(vm_id)
+        operation_id = self.create(vm_id, **more)
         for come_from, phase in (("ACCEPTED", VOLUMES), (VOLUMES, DEFINED)):
             assert self.write(enter_phase(self.state, operation_id, come_from, phase, "", BY))
         assert self.write(enter_phase(self.state, operation_id, DEFINED, STARTING, "", BY, lambda vm: let_run(vm, operation_id)))

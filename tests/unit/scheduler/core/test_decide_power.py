@@ -6,6 +6,7 @@ from hostler.errors import Conflict, FailedPrecondition, Reason, Unavailable
 from hostler.model.records import OperationState
 from scheduler.core.decide_nodes import set_state
 from scheduler.core.decide_power import reboot_vm, start_vm, stop_vm
+from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import NodeState
 from scheduler.core.view import Health
 from tests.unit.scheduler.core.kept import Cluster, asked
@@ -24,11 +25,11 @@ def cluster() -> Cluster:
 def test_what_runs_is_left_alone(cluster: Cluster) -> None:
     """A start that fails because somebody else's came first, or that disturbs a VM that runs."""
     before = cluster.state.vms["on"]
-    accepted = start_vm(cluster.state, asked("start"), "on", "")
+    accepted = start_vm(cluster.state, asked("start"), "on", "", SPREAD)
     cluster.accept(accepted)
     assert (accepted.operation.state, accepted.operation.reason) == (OperationState.SUCCEEDED, "It was running already.")
     assert cluster.state.vms["on"] == before
-    again = start_vm(cluster.state, asked("start"), "on", "")
+    again = start_vm(cluster.state, asked("start"), "on", "", SPREAD)
     assert (again.operation, again.transaction.puts) == (accepted.operation, {})
 
 
@@ -43,7 +44,7 @@ def test_what_is_off_is_left_alone(cluster: Cluster) -> None:
 
 def test_what_is_so_already_does_not_mind_an_old_etag(cluster: Cluster) -> None:
     """A repeat, after its answer was lost, that is refused because of what the first one did."""
-    assert start_vm(cluster.state, asked("start"), "on", "1").operation.done
+    assert start_vm(cluster.state, asked("start"), "on", "1", SPREAD).operation.done
     assert stop_vm(cluster.state, asked("stop"), "off", "1", 0, force=False).operation.done
     cluster.write(set_state(cluster.state, "n1", NodeState.CORDONED, ""))
     assert set_state(cluster.state, "n1", NodeState.CORDONED, "1") is None
@@ -52,7 +53,7 @@ def test_what_is_so_already_does_not_mind_an_old_etag(cluster: Cluster) -> None:
 def test_what_changes_does_mind(cluster: Cluster) -> None:
     """A change made on a state that its caller has never seen."""
     with pytest.raises(Conflict):
-        start_vm(cluster.state, asked("start"), "off", "1")
+        start_vm(cluster.state, asked("start"), "off", "1", SPREAD)
     with pytest.raises(Conflict):
         stop_vm(cluster.state, asked("stop"), "on", "1", 0, force=False)
     with pytest.raises(Conflict):
@@ -63,7 +64,7 @@ def test_nobody_is_told_that_a_vm_of_a_silent_node_runs(cluster: Cluster) -> Non
     """ "It was running already", of a VM that went down with its host an hour ago."""
     cluster.state.health = {"n1": Health.SILENT}
     with pytest.raises(Unavailable) as refused:
-        start_vm(cluster.state, asked("start"), "on", "")
+        start_vm(cluster.state, asked("start"), "on", "", SPREAD)
     assert refused.value.reason is Reason.NODE_UNREACHABLE
 
 
@@ -71,7 +72,7 @@ def test_a_vm_in_hand_is_refused(cluster: Cluster) -> None:
     """Two operations on one VM."""
     cluster.accept(stop_vm(cluster.state, asked("stop"), "on", "", 0, force=False))
     with pytest.raises(FailedPrecondition) as refused:
-        start_vm(cluster.state, asked("start"), "on", "")
+        start_vm(cluster.state, asked("start"), "on", "", SPREAD)
     assert refused.value.reason is Reason.VM_BUSY
 
 

@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from hostler.internal.v1 import agent_pb2 as hostler_dot_internal_dot_v1_dot_agent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hostler/internal/v1/cluster_link.proto\x12\x13hostler.internal.v1\x1a\x1fhostler/internal/v1/agent.proto\"~\n\x0fRegisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x37\n\tinventory\x18\x04 \x01(\x0b\x32$.hostler.internal.v1.InventoryReport\"v\n\x10RegisterResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x1c\n\x14heartbeat_interval_s\x18\x02 \x01(\x05\x12/\n\x05owned\x18\x03 \x03(\x0b\x32 .hostler.internal.v1.OwnerRecord\"\x82\x01\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x03\x12\x37\n\tinventory\x18\x04 \x01(\x0b\x32$.hostler.internal.v1.InventoryReport\"<\n\x11HeartbeatResponse\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x03\x12\x16\n\x0eregister_again\x18\x02 \x01(\x08\"!\n\x0fGetOwnerRequest\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\"\xd3\x02\n\x0bOwnerRecord\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rowner_node_id\x18\x03 \x01(\t\x12\x19\n\x11owner_incarnation\x18\x04 \x01(\t\x12\x35\n\x05state\x18\x05 \x01(\x0e\x32&.hostler.internal.v1.OwnerRecord.State\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12\x1b\n\x13\x64\x65stination_node_id\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x15\n\rread_revision\x18\t \x01(\x03\"`\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07STOPPED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0b\n\x07HANDOFF\x10\x03\x12\r\n\tCOMMITTED\x10\x04\x12\n\n\x06\x46ROZEN\x10\x05\"p\n\x14\x43ommitHandoffRequest\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x16\n\x0eowner_revision\x18\x03 \x01(\x03\x12\x1a\n\x12source_incarnation\x18\x04 \x01(\t2\xff\x02\n\x12\x43lusterLinkService\x12W\n\x08Register\x12$.hostler.internal.v1.RegisterRequest\x1a%.hostler.internal.v1.RegisterResponse\x12^\n\tHeartbeat\x12%.hostler.internal.v1.HeartbeatRequest\x1a&.hostler.internal.v1.HeartbeatResponse(\x01\x30\x01\x12R\n\x08GetOwner\x12$.hostler.internal.v1.GetOwnerRequest\x1a .hostler.internal.v1.OwnerRecord\x12\\\n\rCommitHandoff\x12).hostler.internal.v1.CommitHandoffRequest\x1a .hostler.internal.v1.OwnerRecordb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hostler/internal/v1/cluster_link.proto\x12\x13hostler.internal.v1\x1a\x1fhostler/internal/v1/agent.proto\"\x91\x01\n\x0fRegisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x37\n\tinventory\x18\x04 \x01(\x0b\x32$.hostler.internal.v1.InventoryReport\x12\x11\n\tlaid_down\x18\x05 \x01(\x08\"\x86\x01\n\x10RegisterResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x1c\n\x14heartbeat_interval_s\x18\x02 \x01(\x05\x12/\n\x05owned\x18\x03 \x03(\x0b\x32 .hostler.internal.v1.OwnerRecord\x12\x0e\n\x06\x66\x65nced\x18\x04 \x01(\x08\"\x82\x01\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x03\x12\x37\n\tinventory\x18\x04 \x01(\x0b\x32$.hostler.internal.v1.InventoryReport\"<\n\x11HeartbeatResponse\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x03\x12\x16\n\x0eregister_again\x18\x02 \x01(\x08\"!\n\x0fGetOwnerRequest\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\"\xd3\x02\n\x0bOwnerRecord\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rowner_node_id\x18\x03 \x01(\t\x12\x19\n\x11owner_incarnation\x18\x04 \x01(\t\x12\x35\n\x05state\x18\x05 \x01(\x0e\x32&.hostler.internal.v1.OwnerRecord.State\x12\x14\n\x0coperation_id\x18\x06 \x01(\t\x12\x1b\n\x13\x64\x65stination_node_id\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x15\n\rread_revision\x18\t \x01(\x03\"`\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07STOPPED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0b\n\x07HANDOFF\x10\x03\x12\r\n\tCOMMITTED\x10\x04\x12\n\n\x06\x46ROZEN\x10\x05\"p\n\x14\x43ommitHandoffRequest\x12\x0e\n\x06vm_uid\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x16\n\x0eowner_revision\x18\x03 \x01(\x03\x12\x1a\n\x12source_incarnation\x18\x04 \x01(\t2\xff\x02\n\x12\x43lusterLinkService\x12W\n\x08Register\x12$.hostler.internal.v1.RegisterRequest\x1a%.hostler.internal.v1.RegisterResponse\x12^\n\tHeartbeat\x12%.hostler.internal.v1.HeartbeatRequest\x1a&.hostler.internal.v1.HeartbeatResponse(\x01\x30\x01\x12R\n\x08GetOwner\x12$.hostler.internal.v1.GetOwnerRequest\x1a .hostler.internal.v1.OwnerRecord\x12\\\n\rCommitHandoff\x12).hostler.internal.v1.CommitHandoffRequest\x1a .hostler.internal.v1.OwnerRecordb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hostler.internal.v1.cluster_link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERREQUEST']._serialized_start=96
-  _globals['_REGISTERREQUEST']._serialized_end=222
-  _globals['_REGISTERRESPONSE']._serialized_start=224
-  _globals['_REGISTERRESPONSE']._serialized_end=342
-  _globals['_HEARTBEATREQUEST']._serialized_start=345
-  _globals['_HEARTBEATREQUEST']._serialized_end=475
-  _globals['_HEARTBEATRESPONSE']._serialized_start=477
-  _globals['_HEARTBEATRESPONSE']._serialized_end=537
-  _globals['_GETOWNERREQUEST']._serialized_start=539
-  _globals['_GETOWNERREQUEST']._serialized_end=572
-  _globals['_OWNERRECORD']._serialized_start=575
-  _globals['_OWNERRECORD']._serialized_end=914
-  _globals['_OWNERRECORD_STATE']._serialized_start=818
-  _globals['_OWNERRECORD_STATE']._serialized_end=914
-  _globals['_COMMITHANDOFFREQUEST']._serialized_start=916
-  _globals['_COMMITHANDOFFREQUEST']._serialized_end=1028
-  _globals['_CLUSTERLINKSERVICE']._serialized_start=1031
-  _globals['_CLUSTERLINKSERVICE']._serialized_end=1414
+  _globals['_REGISTERREQUEST']._serialized_start=97
+  _globals['_REGISTERREQUEST']._serialized_end=242
+  _globals['_REGISTERRESPONSE']._serialized_start=245
+  _globals['_REGISTERRESPONSE']._serialized_end=379
+  _globals['_HEARTBEATREQUEST']._serialized_start=382
+  _globals['_HEARTBEATREQUEST']._serialized_end=512
+  _globals['_HEARTBEATRESPONSE']._serialized_start=514
+  _globals['_HEARTBEATRESPONSE']._serialized_end=574
+  _globals['_GETOWNERREQUEST']._serialized_start=576
+  _globals['_GETOWNERREQUEST']._serialized_end=609
+  _globals['_OWNERRECORD']._serialized_start=612
+  _globals['_OWNERRECORD']._serialized_end=951
+  _globals['_OWNERRECORD_STATE']._serialized_start=855
+  _globals['_OWNERRECORD_STATE']._serialized_end=951
+  _globals['_COMMITHANDOFFREQUEST']._serialized_start=953
+  _globals['_COMMITHANDOFFREQUEST']._serialized_end=1065
+  _globals['_CLUSTERLINKSERVICE']._serialized_start=1068
+  _globals['_CLUSTERLINKSERVICE']._serialized_end=1451
 # @@protoc_insertion_point(module_scope)

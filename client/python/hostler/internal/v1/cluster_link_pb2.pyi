@@ -32,12 +32,15 @@ class RegisterRequest(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
+    LAID_DOWN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     boot_id: _builtins.str
     """The host's boot id: changes when the host was restarted."""
     endpoint: _builtins.str
     """host:port where the agent can be reached."""
+    laid_down: _builtins.bool
+    """This agent has ended every guest on its host, because it was told that the node is fenced."""
     @_builtins.property
     def inventory(self) -> _agent_pb2.InventoryReport:
         """Everything the node says of itself."""
@@ -49,10 +52,11 @@ class RegisterRequest(_message.Message):
         boot_id: _builtins.str = ...,
         endpoint: _builtins.str = ...,
         inventory: _agent_pb2.InventoryReport | None = ...,
+        laid_down: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "endpoint", b"endpoint", "inventory", b"inventory", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "endpoint", b"endpoint", "inventory", b"inventory", "laid_down", b"laid_down", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -67,10 +71,13 @@ class RegisterResponse(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
+    FENCED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """boot id and registration number."""
     heartbeat_interval_s: _builtins.int
     """Seconds between beats."""
+    fenced: _builtins.bool
+    """The node was taken for off by a person's proof, and is not registered: it ends every guest, then registers with `laid_down`."""
     @_builtins.property
     def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnerRecord]:
         """Every VM that the cluster thinks this node owns or receives."""
@@ -81,10 +88,11 @@ class RegisterResponse(_message.Message):
         incarnation: _builtins.str = ...,
         heartbeat_interval_s: _builtins.int = ...,
         owned: _abc.Iterable[Global___OwnerRecord] | None = ...,
+        fenced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_s", b"heartbeat_interval_s", "incarnation", b"incarnation", "owned", b"owned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "heartbeat_interval_s", b"heartbeat_interval_s", "incarnation", b"incarnation", "owned", b"owned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

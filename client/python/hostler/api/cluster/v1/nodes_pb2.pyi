@@ -168,6 +168,44 @@ class UncordonNodeRequest(_message.Message):
 Global___UncordonNodeRequest: _TypeAlias = UncordonNodeRequest  # noqa: Y015
 
 @_typing.final
+class FenceNodeRequest(_message.Message):
+    """See NodeService.FenceNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONFIRM_POWERED_OFF_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`nodes/{node}`."""
+    confirm_powered_off: _builtins.bool
+    """A person's word that the node is powered off. If that is not true, its guests may be started a second time until its agent is heard again."""
+    etag: _builtins.str
+    """The node's etag, to fence it only if nothing about it changed."""
+    request_id: _builtins.str
+    """The same id again answers the same operation."""
+    validate_only: _builtins.bool
+    """Only say whether it would be done."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        confirm_powered_off: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_powered_off", b"confirm_powered_off", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceNodeRequest: _TypeAlias = FenceNodeRequest  # noqa: Y015
+
+@_typing.final
 class WatchNodesRequest(_message.Message):
     """See NodeService.WatchNodes."""
 

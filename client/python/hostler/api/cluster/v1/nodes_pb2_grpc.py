@@ -5,6 +5,7 @@ import warnings
 
 from hostler.api.cluster.v1 import nodes_pb2 as hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2
 from hostler.api.type.v1 import node_pb2 as hostler_dot_api_dot_type_dot_v1_dot_node__pb2
+from hostler.api.type.v1 import operation_pb2 as hostler_dot_api_dot_type_dot_v1_dot_operation__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -56,6 +57,11 @@ class NodeServiceStub:
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.UncordonNodeRequest.SerializeToString,
                 response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_node__pb2.Node.FromString,
                 _registered_method=True)
+        self.FenceNode = channel.unary_unary(
+                '/hostler.api.cluster.v1.NodeService/FenceNode',
+                request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.SerializeToString,
+                response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+                _registered_method=True)
         self.WatchNodes = channel.unary_stream(
                 '/hostler.api.cluster.v1.NodeService/WatchNodes',
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.WatchNodesRequest.SerializeToString,
@@ -95,6 +101,15 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FenceNode(self, request, context):
+        """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
+        elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchNodes(self, request, context):
         """Every change of nodes, as WatchVMs.
         """
@@ -124,6 +139,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.UncordonNode,
                     request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.UncordonNodeRequest.FromString,
                     response_serializer=hostler_dot_api_dot_type_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'FenceNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.FenceNode,
+                    request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.FromString,
+                    response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
             ),
             'WatchNodes': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchNodes,
@@ -240,6 +260,33 @@ class NodeService:
             '/hostler.api.cluster.v1.NodeService/UncordonNode',
             hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.UncordonNodeRequest.SerializeToString,
             hostler_dot_api_dot_type_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FenceNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.api.cluster.v1.NodeService/FenceNode',
+            hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.SerializeToString,
+            hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

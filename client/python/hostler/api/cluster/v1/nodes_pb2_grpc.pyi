@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from hostler.api.cluster.v1 import nodes_pb2 as _nodes_pb2
 from hostler.api.type.v1 import node_pb2 as _node_pb2
+from hostler.api.type.v1 import operation_pb2 as _operation_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -42,6 +43,11 @@ class NodeServiceStub:
     """Takes no new VMs from now on; those there stay. Errors: NOT_FOUND, ABORTED (ETAG_MISMATCH)."""
     UncordonNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.UncordonNodeRequest, _node_pb2.Node]
     """Takes new VMs again. Errors: as CordonNode."""
+    FenceNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.FenceNodeRequest, _operation_pb2.Operation]
+    """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
+    elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+    """
     WatchNodes: _grpc.UnaryStreamMultiCallable[_nodes_pb2.WatchNodesRequest, _nodes_pb2.WatchNodesResponse]
     """Every change of nodes, as WatchVMs."""
 
@@ -58,6 +64,11 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Takes no new VMs from now on; those there stay. Errors: NOT_FOUND, ABORTED (ETAG_MISMATCH)."""
     UncordonNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.UncordonNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
     """Takes new VMs again. Errors: as CordonNode."""
+    FenceNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.FenceNodeRequest, _operation_pb2.Operation]  # type: ignore[assignment]
+    """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
+    elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
+    Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+    """
     WatchNodes: _aio.UnaryStreamMultiCallable[_nodes_pb2.WatchNodesRequest, _nodes_pb2.WatchNodesResponse]  # type: ignore[assignment]
     """Every change of nodes, as WatchVMs."""
 
@@ -95,6 +106,17 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.Node, _abc.Awaitable[_node_pb2.Node]]:
         """Takes new VMs again. Errors: as CordonNode."""
+
+    @_abc_1.abstractmethod
+    def FenceNode(
+        self,
+        request: _nodes_pb2.FenceNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
+        """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
+        elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
+        Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+        """
 
     @_abc_1.abstractmethod
     def WatchNodes(

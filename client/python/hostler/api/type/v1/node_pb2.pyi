@@ -40,6 +40,8 @@ class Node(_message.Message):
         """Takes new VMs."""
         CORDONED: Node._State.ValueType  # 2
         """Keeps its VMs, takes no new ones."""
+        FENCED: Node._State.ValueType  # 3
+        """A person confirmed that it is powered off: it is asked nothing, and takes no part until its agent has ended every guest."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """What may be done with the node."""
@@ -50,6 +52,8 @@ class Node(_message.Message):
     """Takes new VMs."""
     CORDONED: Node.State.ValueType  # 2
     """Keeps its VMs, takes no new ones."""
+    FENCED: Node.State.ValueType  # 3
+    """A person confirmed that it is powered off: it is asked nothing, and takes no part until its agent has ended every guest."""
 
     class _Health:
         ValueType = _typing.NewType("ValueType", _builtins.int)

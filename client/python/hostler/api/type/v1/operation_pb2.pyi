@@ -199,7 +199,7 @@ class Operation(_message.Message):
     verb: _builtins.str
     """What is being done, in the words of the API: "CreateVM", "MigrateVM" ..."""
     target: _builtins.str
-    """What it is done to: `vms/{vm}` or `volumes/{volume}`."""
+    """What it is done to: `vms/{vm}`, `volumes/{volume}` or `nodes/{node}`."""
     state: Global___Operation.State.ValueType
     """Where it stands."""
     phase: _builtins.str

@@ -1,0 +1,143 @@
+"""A node that does not come back: what waits for it ends on a person's proof alone, and it does no harm when it does come back."""
+
+import asyncio
+
+import grpc.aio
+import pytest
+
+from client import CALL_S, Client
+from devcluster.cluster import DevCluster
+from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+from nodeagent.adapters.sim_migration import MigrationFault
+from scheduler.engine import liveness
+
+SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
+TIMEOUT_S = 30.0
+LOOK_S = 0.05
+
+
+@pytest.fixture(autouse=True)
+def soon_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence after a second and a half; beats come every two, or at once when something happens."""
+    monkeypatch.setattr(liveness, "SILENT_AFTER_S", 3.5)
+
+
+async def node(client: Client, node_id: str) -> node_pb2.Node:
+    return await client.nodes.GetNode(nodes_pb2.GetNodeRequest(name=f"nodes/{node_id}"), timeout=CALL_S)
+
+
+async def until(client: Client, node_id: str, *, health: int = 0, state: int = 0) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not ((now := await node(client, node_id)).health == health or now.state == state):
+            await asyncio.sleep(LOOK_S)
+
+
+async def fence(client: Client, node_id: str, *, confirmed: bool = True) -> operation_pb2.Operation:
+    request = nodes_pb2.FenceNodeRequest(name=f"nodes/{node_id}", confirm_powered_off=confirmed)
+    return await client.nodes.FenceNode(request, timeout=CALL_S)
+
+
+async def power_off(client: Client, cluster: DevCluster, node_id: str) -> int:
+    """The host loses its power, its agent with it; returns once the cluster hears nothing more. The agent's port."""
+    port = cluster.agents[node_id].port
+    cluster.world.hosts[node_id].crash_host()
+    await cluster.agents[node_id].kill()
+    await until(client, node_id, health=node_pb2.Node.SILENT)
+    return port
+
+
+async def start(client: Client, vm_id: str) -> operation_pb2.Operation:
+    return await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name=f"vms/{vm_id}"), timeout=CALL_S))
+
+
+async def test_only_a_silent_node_is_fenced_and_only_on_a_persons_word(client: Client, cluster: DevCluster) -> None:
+    """Guests that are started a second time because somebody fenced the wrong node, or by mistake."""
+    with pytest.raises(grpc.aio.AioRpcError) as unconfirmed:
+        await fence(client, "n1", confirmed=False)
+    assert unconfirmed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as answers:
+        await fence(client, "n1")
+    assert answers.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await node(client, "n1")).state == node_pb2.Node.ACTIVE
+
+
+async def test_a_vm_of_a_node_that_lost_its_power_starts_on_another(client: Client, cluster: DevCluster) -> None:
+    """Limbo: a VM that stays with a node that never comes back; or one that runs twice when it does."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = await power_off(client, cluster, home)
+    done = await client.wait(await fence(client, home))
+    assert done.state == SUCCEEDED, done.error.message
+    stopped = await client.vm("web-1")
+    assert (stopped.state, stopped.stale, "fenced" in stopped.reason) == (vm_pb2.VM.CRASHED, False, True)
+    done = await start(client, "web-1")
+    assert done.state == SUCCEEDED, done.error.message
+    after = await client.vm("web-1")
+    assert (after.node != vm.node, after.state, after.epoch > vm.epoch) == (True, vm_pb2.VM.RUNNING, True)
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    assert cluster.world.guest(vm.uid).executing == (after.node.removeprefix("nodes/"),)
+    assert not list((cluster.directory / "state" / home / "vms").glob("*"))
+    await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=f"nodes/{home}"), timeout=CALL_S)
+    done = await client.wait(await client.migrate("web-1", to=home))
+    assert done.state == SUCCEEDED, done.error.message
+
+
+async def test_a_fenced_node_that_was_not_off_ends_its_guests_before_it_is_heard(client: Client, cluster: DevCluster) -> None:
+    """Two running copies for as long as anybody likes: the person was wrong, and the guests of the node run on."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = cluster.agents[home].port
+    await cluster.agents[home].kill()
+    await until(client, home, health=node_pb2.Node.SILENT)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    assert cluster.world.guest(vm.uid).executing == (home,)
+    await cluster.start_agent(home, port)
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    assert cluster.world.guest(vm.uid).executing == ()
+    done = await start(client, "web-1")
+    assert done.state == SUCCEEDED, done.error.message
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_a_migration_to_or_from_a_node_that_is_fenced_ends(end: str, client: Client, cluster: DevCluster) -> None:
+    """An operation that waits for ever for a node whose power is gone, with the destination charged meanwhile."""
+    vm = await client.made("web-1", memory_mib=4096)
+    cluster.world.script_migration(vm.uid, MigrationFault.STALLS)
+    operation = await client.migrate("web-1")
+    copying = await client.until_phase(operation, "COPYING")
+    lost = getattr(copying.migration, f"{end}_node").removeprefix("nodes/")
+    await power_off(client, cluster, lost)
+    fencing = await fence(client, lost)
+    done = await client.wait(operation)
+    assert done.state == FAILED
+    assert (await client.wait(fencing)).state == SUCCEEDED
+    after = await client.vm("web-1")
+    assert after.node == vm.node
+    assert after.state == (vm_pb2.VM.CRASHED if end == "source" else vm_pb2.VM.RUNNING)
+    charged = {item.key for item in cluster.store.keyspace().list("/hostler/state/claim/", 0)}
+    assert charged == {f"/hostler/state/claim/{vm.node.removeprefix('nodes/')}/web-1"}
+    if end == "source":
+        assert (await start(client, "web-1")).state == SUCCEEDED
+
+
+async def test_a_vm_on_a_fenced_node_can_be_deleted_and_its_disk_goes_when_the_node_is_back(client: Client, cluster: DevCluster) -> None:
+    """A deletion that waits for a node that is gone, or a file that nobody ever removes."""
+    vm = await client.made("db", pool="local")
+    home = vm.node.removeprefix("nodes/")
+    files = cluster.world.hosts[home].pools["local"].files
+    assert any(path.startswith("volumes/") for path in files)
+    port = await power_off(client, cluster, home)
+    await client.wait(await fence(client, home))
+    done = await client.wait(await client.delete("db"))
+    assert done.state == SUCCEEDED, done.error.message
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    async with asyncio.timeout(TIMEOUT_S):
+        while any(path.startswith("volumes/") for path in files):  # noqa: ASYNC110 a file has no event
+            await asyncio.sleep(LOOK_S)
+    async with asyncio.timeout(TIMEOUT_S):
+        while cluster.store.keyspace().list("/hostler/state/owed/", 0):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
