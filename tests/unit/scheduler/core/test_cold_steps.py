@@ -53,7 +53,7 @@ def test_the_owner_changes_under_a_new_epoch_and_one_claim_is_left(cluster: Clus
     assert cluster.state.operations[operation_id].record.state is OperationState.SUCCEEDED
     assert [(node, kept.record.kind) for (node, _), kept in cluster.state.claims.items()] == [("n2", ClaimKind.RUN)]
     assert sums_agree(cluster)
-    cluster.accept(start_vm(cluster.state, asked("start"), "web", ""))
+    cluster.accept(start_vm(cluster.state, asked("start"), "web", "", SPREAD))
 
 
 def test_a_word_about_another_record_moves_nothing(cluster: Cluster) -> None:
