@@ -22,6 +22,8 @@ from nodeagent.core.observed import Locks as Locks
 from nodeagent.core.observed import MigrationProgress as MigrationProgress
 from nodeagent.core.observed import PoolView as PoolView
 from nodeagent.core.observed import Power as Power
+from nodeagent.core.precopy import Limits as Limits
+from nodeagent.core.precopy import Tune as Tune
 
 RETRY_AFTER_S = 2.0
 """What an unavailable part is given before the caller tries again."""
@@ -137,15 +139,17 @@ class Hypervisor(Protocol):
         """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes). Raises
         StorageUnavailable."""
 
-    async def migrate(
-        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
-    ) -> None:
+    async def migrate(self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits) -> None:
         """Copy it to the destination, where it arrives paused and carries `tag`; `disk_paths` are the destination's. Returns when libvirt
         says that it is there. Raises HypervisorRefused or HypervisorUnavailable: neither is a verdict, look at both ends.
         Cancelling this call does not stop the migration; `abort_migration` does."""
 
     async def abort_migration(self, vm_uid: str) -> None:
         """Stop the copying; no error if there is none."""
+
+    async def tune_migration(self, vm_uid: str, change: Tune) -> None:
+        """Change what a running copy may take. The throttle is a wish: the hypervisor takes it at its next step, when the guest still dirties too
+        fast, and ends it with the copy, however that ends. Raises HypervisorRefused if nothing is copied."""
 
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         """Of a running migration; None: there is none."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import libvirt
+import libvirt_qemu
 import structlog
 from lxml import etree
 
@@ -30,6 +31,7 @@ from nodeagent.adapters.libvirt_events import QUEUE_EVENTS, EventFeed, EventHub,
 from nodeagent.adapters.qemu_process import QEMU_RUN_DIR, QemuProcesses
 from nodeagent.core import domain_xml
 from nodeagent.core.domain_xml import Acceleration, DomainSpecRefused
+from nodeagent.core.precopy import MOST_PERCENT
 from nodeagent.ports import (
     CopyTag,
     DomainEvent,
@@ -38,10 +40,12 @@ from nodeagent.ports import (
     HypervisorFacts,
     HypervisorRefused,
     HypervisorUnavailable,
+    Limits,
     Locks,
     MigrationProgress,
     MigrationSockets,
     Power,
+    Tune,
 )
 
 log = structlog.get_logger(__name__)
@@ -321,15 +325,15 @@ class LibvirtHypervisor:
 
     # -- migration ---------------------------------------------------------------------------------------------
 
-    async def migrate(
-        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
-    ) -> None:
+    async def migrate(self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits) -> None:
         def migrate(connection: libvirt.virConnect) -> None:
             domain = _ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
-            parameters = libvirt_migration.parameters(sockets, xml, bandwidth_mib_s)
+            parameters = libvirt_migration.parameters(sockets, xml, limits.bandwidth_mib_s)
+            domain.migrateSetMaxDowntime(limits.downtime_ms)
+            libvirt_qemu.qemuMonitorCommand(domain, libvirt_migration.highest_throttle_command(MOST_PERCENT), 0)
             domain.migrateToURI3(libvirt_migration.destination_uri(sockets), parameters, libvirt_migration.FLAGS)
 
         lane = f"migrate {vm_uid}"
@@ -352,6 +356,22 @@ class LibvirtHypervisor:
                 raise
 
         await self._ask("abort", vm_uid, abort)
+
+    async def tune_migration(self, vm_uid: str, change: Tune) -> None:
+        def tune(connection: libvirt.virConnect) -> None:
+            domain = _ours(connection, vm_uid)
+            job = None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
+            if domain is None or job is None:
+                raise HypervisorRefused("The VM is not being migrated.")
+            if change.bandwidth_mib_s is not None:
+                domain.migrateSetMaxSpeed(change.bandwidth_mib_s or libvirt_migration.UNLIMITED_MIB_S)
+            if change.max_downtime_ms is not None:
+                domain.migrateSetMaxDowntime(change.max_downtime_ms)
+            if change.throttle_percent is not None:
+                command = libvirt_migration.throttle_command(change.throttle_percent, job.throttle_percent)
+                libvirt_qemu.qemuMonitorCommand(domain, command, 0)
+
+        await self._ask("tune", vm_uid, tune)
 
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         def ask(connection: libvirt.virConnect) -> MigrationProgress | None:

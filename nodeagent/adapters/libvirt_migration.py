@@ -2,8 +2,12 @@
 
 Always live, peer to peer (it survives the agent), arriving paused (the owner changes before anything runs there), aborted on a disk error, over
 two unix sockets that a tunnel of ours carries; never VIR_MIGRATE_UNSAFE. An error of the call is not a verdict: the reply may be lost.
+
+The guest is throttled by QEMU (auto-converge), which ends it with the copy whatever happens to us. Its first step and the size of the next ones
+are what a running copy's throttle is steered by; libvirt can set them only at the start, so later they go to QEMU past it (docs/decisions/0010).
 """
 
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -12,7 +16,21 @@ import libvirt
 from nodeagent.core.observed import MigrationProgress, Power
 from nodeagent.ports import MigrationSockets
 
-FLAGS = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_PAUSED | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+FLAGS = (
+    libvirt.VIR_MIGRATE_LIVE
+    | libvirt.VIR_MIGRATE_PEER2PEER
+    | libvirt.VIR_MIGRATE_PAUSED
+    | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+    | libvirt.VIR_MIGRATE_AUTO_CONVERGE
+)
+
+UNLIMITED_MIB_S = (2**63 - 1) // (1 << 20)
+"""What libvirt itself sets where no limit is asked for; 0 would be a limit of nothing."""
+
+USUAL_PAGE_BYTES = 4096
+
+FIRST_STEP_PERCENT, NEXT_STEP_PERCENT = 20, 10
+"""QEMU's defaults, until the rates are measured: that is before QEMU's first step, which it takes after the second iteration at the earliest."""
 
 
 def destination_uri(sockets: MigrationSockets) -> str:
@@ -25,10 +43,24 @@ def parameters(sockets: MigrationSockets, destination_xml: str, bandwidth_mib_s:
     chosen: dict[str, Any] = {
         libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{quote(sockets.qemu)}",
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: destination_xml,
+        libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INITIAL: FIRST_STEP_PERCENT,
+        libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INCREMENT: NEXT_STEP_PERCENT,
     }
     if bandwidth_mib_s > 0:
         chosen[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = bandwidth_mib_s
     return chosen
+
+
+def highest_throttle_command(percent: int) -> str:
+    """QMP: no step goes higher. A copy that was given up has left its own there."""
+    return json.dumps({"execute": "migrate-set-parameters", "arguments": {"max-cpu-throttle": percent}})
+
+
+def throttle_command(wanted_percent: int, now_percent: int) -> str:
+    """QMP: QEMU's next step takes the throttle from where it is to `wanted_percent`, and no step goes higher."""
+    step = {"cpu-throttle-increment": wanted_percent - now_percent} if 0 < now_percent < wanted_percent else {}
+    arguments = {"cpu-throttle-initial": wanted_percent, "max-cpu-throttle": wanted_percent, **step}
+    return json.dumps({"execute": "migrate-set-parameters", "arguments": arguments})
 
 
 def power_of(state: int, reason: int, is_incoming: bool) -> Power | None:
@@ -54,9 +86,15 @@ def progress_of(stats: dict[str, Any]) -> MigrationProgress | None:
     """Of virDomainGetJobStats; None: no job, or one that is over."""
     if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
         return None
+    done, remaining = int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_PROCESSED, 0)), int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_REMAINING, 0))
     return MigrationProgress(
-        bytes_done=int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_PROCESSED, 0)),
-        bytes_total=int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_TOTAL, 0)),
+        bytes_done=done,
+        bytes_total=done + remaining,  # libvirt's own total is the guest's size, however often it is copied
         rate_bytes_per_s=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_BPS, 0)),
         downtime_ms=int(stats.get(libvirt.VIR_DOMAIN_JOB_DOWNTIME, 0)),
+        remaining_bytes=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_REMAINING, 0)),
+        dirty_bytes_per_s=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_DIRTY_RATE, 0))
+        * int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_PAGE_SIZE, USUAL_PAGE_BYTES)),
+        iteration=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_ITERATION, 0)),
+        throttle_percent=int(stats.get(libvirt.VIR_DOMAIN_JOB_AUTO_CONVERGE_THROTTLE, 0)),
     )

@@ -17,7 +17,7 @@ from nodeagent.adapters.sim_migration import MigrationJob
 from nodeagent.adapters.sim_process import SimProcess
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
 from nodeagent.core.observed import CopyTag, DomainView, HostTotals, Power
-from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, MigrationSockets
+from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets
 
 if TYPE_CHECKING:
     from nodeagent.adapters.sim_world import SimWorld
@@ -278,14 +278,14 @@ class SimHost:
         self.lose_process(process, EventKind.STOPPED)
 
     def begin_migration(
-        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, mib_s: int
+        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits
     ) -> MigrationJob:
         domain = self.get(vm_uid)
         if vm_uid in self.jobs:
             raise HypervisorRefused("The domain is being migrated already.")
         if domain.power is not Power.RUNNING:
             raise HypervisorRefused("The domain is not running.")
-        job = self.jobs[vm_uid] = MigrationJob(self, domain, tag, disk_paths, sockets, mib_s)
+        job = self.jobs[vm_uid] = MigrationJob(self, domain, tag, disk_paths, sockets, limits)
         self.world.spawn(job.run(), f"{self.node_id} migrate {vm_uid}")
         return job
 

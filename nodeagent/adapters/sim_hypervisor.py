@@ -13,7 +13,7 @@ from nodeagent.adapters.sim_events import QUEUE_EVENTS
 from nodeagent.adapters.sim_host import SimHost
 from nodeagent.adapters.sim_world import SimWorld
 from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress
-from nodeagent.ports import DomainEvent, EventKind, HypervisorFacts, MigrationSockets
+from nodeagent.ports import DomainEvent, EventKind, HypervisorFacts, HypervisorRefused, Limits, MigrationSockets, Tune
 
 T = TypeVar("T")
 
@@ -98,10 +98,8 @@ class SimHypervisor:
             return Locks.UNPROVABLE
         return Locks.HELD if any(file.holder_pid for file in found) else Locks.FREE
 
-    async def migrate(
-        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, bandwidth_mib_s: int
-    ) -> None:
-        job = await self._ask(vm_uid, lambda: self._host.begin_migration(vm_uid, tag, disk_paths, sockets, bandwidth_mib_s), monitor=True)
+    async def migrate(self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits) -> None:
+        job = await self._ask(vm_uid, lambda: self._host.begin_migration(vm_uid, tag, disk_paths, sockets, limits), monitor=True)
         await asyncio.shield(job.outcome)
 
     async def abort_migration(self, vm_uid: str) -> None:
@@ -111,6 +109,15 @@ class SimHypervisor:
                 job.abort()
 
         await self._ask(vm_uid, abort, monitor=True)
+
+    async def tune_migration(self, vm_uid: str, change: Tune) -> None:
+        def tune() -> None:
+            job = self._host.jobs.get(vm_uid)
+            if job is None:
+                raise HypervisorRefused("The VM is not being migrated.")
+            job.tune(change)
+
+        await self._ask(vm_uid, tune, monitor=True)
 
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         def look() -> MigrationProgress | None:

@@ -1,8 +1,8 @@
 """A simulated live migration, as libvirt's peer-to-peer v3 protocol goes and fails; it runs in the daemons, whoever asked for it.
 
-Prepare, copy until what is left fits the downtime, switchover (source SWITCHED, its locks dropped), arrival (destination complete and paused),
-then the source's end. The ways it ends are those that were seen on real libvirt, among them "error but moved": when the answer to the last
-step is lost the source's daemon believes in a failure and lets the source run on by itself, with a complete copy left on the other side.
+Prepare, copy in iterations until what is left fits the downtime, switchover (source SWITCHED, its locks dropped), arrival (destination complete
+and paused), then the source's end. The ways it ends are those that were seen on real libvirt, among them "error but moved": when the answer to
+the last step is lost the source's daemon believes in a failure and lets the source run on by itself, with a complete copy left on the other side.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nodeagent.core.observed import CopyTag, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, MigrationSockets
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets, Tune
 
 if TYPE_CHECKING:
     from nodeagent.adapters.sim_host import SimDomain, SimHost
@@ -20,8 +20,13 @@ MIB = 1 << 20
 SOCKET_PREFIX = "sim:"
 UNLIMITED_MIB_S = 1024
 """What the fabric carries when the caller sets no limit."""
-DOWNTIME_S = 0.3
-"""The copy switches over once the rest takes less than this: QEMU's default."""
+TRIGGER = 0.5
+"""QEMU takes a step of its throttle when an iteration dirtied more than this share of what it sent,"""
+TRIGGERS = 2
+"""for the second time since the last step."""
+MEASURED_S = 1.0
+"""It measures over no less than this."""
+FIRST_STEP_PERCENT, NEXT_STEP_PERCENT, MOST_PERCENT = 20, 10, 99
 
 
 class MigrationFault(StrEnum):
@@ -39,6 +44,37 @@ class MigrationFault(StrEnum):
     """As FINISH_REPLY_LOST, with a destination that runs at once: what happens without libvirt's PAUSED flag."""
 
 
+class Throttle:
+    """QEMU's auto-converge: at the end of an iteration it looks at what was sent and dirtied since its last look, and takes a step if it must."""
+
+    def __init__(self) -> None:
+        self.percent = 0
+        self.next_percent = 0
+        """Where the next step is to lead, and no step goes above it; 0: nobody said, QEMU takes its own steps."""
+        self.dirty_bytes_per_s = 0.0
+        self._sent_bytes = self._dirtied_bytes = self._seconds = 0.0
+        self._triggers = 0
+
+    def note(self, sent_bytes: float, dirtied_bytes: float, seconds: float) -> None:
+        self._sent_bytes, self._dirtied_bytes, self._seconds = (
+            self._sent_bytes + sent_bytes,
+            self._dirtied_bytes + dirtied_bytes,
+            self._seconds + seconds,
+        )
+
+    def judge(self) -> None:
+        if self._seconds < MEASURED_S:
+            return
+        self.dirty_bytes_per_s = self._dirtied_bytes / self._seconds
+        if self._dirtied_bytes > TRIGGER * self._sent_bytes:
+            self._triggers += 1
+        if self._triggers == TRIGGERS:
+            self._triggers = 0
+            own = self.percent + NEXT_STEP_PERCENT if self.percent else FIRST_STEP_PERCENT
+            self.percent = min(MOST_PERCENT, self.next_percent if self.next_percent > 0 else own)
+        self._sent_bytes = self._dirtied_bytes = self._seconds = 0.0
+
+
 class MigrationJob:
     """One migration. `outcome` is libvirt's answer, which is not a verdict."""
 
@@ -49,7 +85,7 @@ class MigrationJob:
         tag: CopyTag,
         disk_paths: Mapping[str, str],
         sockets: MigrationSockets,
-        bandwidth_mib_s: int,
+        limits: Limits,
     ) -> None:
         self._source = source
         self._world = source.world
@@ -57,7 +93,11 @@ class MigrationJob:
         self._tag = tag
         self._disk_paths = disk_paths
         self._sockets = sockets
-        self._rate = (bandwidth_mib_s or UNLIMITED_MIB_S) * MIB
+        self._rate = float((limits.bandwidth_mib_s or UNLIMITED_MIB_S) * MIB)
+        self._downtime_s = limits.downtime_ms / 1000
+        self._throttle = Throttle()
+        self._iteration = 1
+        self._dirty_bytes = 0.0
         self._fault = self._world.take_migration_fault(domain.uuid)
         self._stalled = False
         self._aborted = False
@@ -67,8 +107,26 @@ class MigrationJob:
         self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def progress(self) -> MigrationProgress:
-        rate = 0 if self._stalled or self._left_bytes == 0 else self._rate
-        return MigrationProgress(int(self._done_bytes), int(self._done_bytes + self._left_bytes), rate, self._downtime_ms)
+        rate = 0 if self._stalled or self._left_bytes == 0 else int(self._rate)
+        return MigrationProgress(
+            int(self._done_bytes),
+            int(self._done_bytes + self._left_bytes),
+            rate,
+            self._downtime_ms,
+            remaining_bytes=int(self._left_bytes),
+            dirty_bytes_per_s=int(self._throttle.dirty_bytes_per_s),
+            iteration=self._iteration,
+            throttle_percent=self._throttle.percent,
+        )
+
+    def tune(self, change: Tune) -> None:
+        """Heeded from the next moment on; the throttle at its next step."""
+        if change.bandwidth_mib_s is not None:
+            self._rate = float((change.bandwidth_mib_s or UNLIMITED_MIB_S) * MIB)
+        if change.max_downtime_ms is not None:
+            self._downtime_s = change.max_downtime_ms / 1000
+        if change.throttle_percent is not None:
+            self._throttle.next_percent = change.throttle_percent
 
     def abort(self) -> None:
         """Heeded while it copies; later it is too late."""
@@ -99,7 +157,7 @@ class MigrationJob:
             destination.lose_process(arriving.process, EventKind.STOPPED)
             raise
         self._switch()
-        await self._world.clock.sleep(times.switch_s)
+        await self._world.clock.sleep(self._switch_s())
         await self._arrive(destination, arriving)
         await self._finish(arriving)
 
@@ -115,10 +173,10 @@ class MigrationJob:
     # ---- copy
 
     async def _copy(self, destination: "SimHost", arriving: "SimDomain") -> None:
-        """Round after round until what is left fits the downtime; memory that the guest dirties is copied again."""
+        """Iteration after iteration until what is left fits the downtime; memory that the guest dirties is copied again in the next one."""
         self._stalled = self._fault is MigrationFault.STALLS
         half_bytes = self._left_bytes / 2
-        while self._left_bytes > self._rate * DOWNTIME_S or self._stalled or self._done_bytes == 0:
+        while self._left_bytes + self._dirty_bytes > self._rate * self._downtime_s or self._stalled or self._done_bytes == 0:
             await self._still_possible(destination, arriving)
             await self._world.clock.sleep(self._world.times.quantum_s)
             if not self._stalled and not self._domain.process.stopped:
@@ -130,9 +188,22 @@ class MigrationJob:
     def _transfer(self) -> None:
         quantum_s = self._world.times.quantum_s
         sent = min(self._left_bytes, self._rate * quantum_s)
-        dirtied = self._world.behaviour(self._domain.uuid).dirty_mib_s * MIB * quantum_s if self._domain.process.executing else 0.0
+        behaviour = self._world.behaviour(self._domain.uuid)
+        speed = (100 - self._throttle.percent) / 100 if self._domain.process.executing else 0.0
+        set_mib = min(behaviour.working_set_mib or self._domain.memory_mib, self._domain.memory_mib)
+        dirtied = min(self._dirty_bytes + behaviour.dirty_mib_s * MIB * quantum_s * speed, float(set_mib * MIB)) - self._dirty_bytes
         self._done_bytes += sent
-        self._left_bytes = min(self._left_bytes - sent + dirtied, float(self._domain.memory_mib * MIB))
+        self._left_bytes -= sent
+        self._dirty_bytes += dirtied
+        self._throttle.note(sent, dirtied, quantum_s)
+        if self._left_bytes == 0:
+            self._left_bytes, self._dirty_bytes = self._dirty_bytes, 0.0
+            self._iteration += 1
+            self._throttle.judge()
+
+    def _switch_s(self) -> float:
+        """What is left crosses while nobody executes."""
+        return self._world.times.switch_s + (self._left_bytes + self._dirty_bytes) / self._rate
 
     async def _still_possible(self, destination: "SimHost", arriving: "SimDomain") -> None:
         """Raises what libvirt's call would raise now."""
@@ -166,8 +237,8 @@ class MigrationJob:
             destination.lose_process(arriving.process, EventKind.STOPPED)
             await self._let_source_go_on()
             raise HypervisorRefused("The migration failed at its last step.")
-        self._done_bytes, self._left_bytes = self._done_bytes + self._left_bytes, 0.0
-        self._downtime_ms = round(self._world.times.switch_s * 1000)
+        self._downtime_ms = round(self._switch_s() * 1000)
+        self._done_bytes, self._left_bytes, self._dirty_bytes = self._done_bytes + self._left_bytes + self._dirty_bytes, 0.0, 0.0
         arriving.process.take_memory_of(self._domain.process)
         arriving.power = Power.PAUSED
         destination.publish(EventKind.ARRIVED, arriving.uuid)

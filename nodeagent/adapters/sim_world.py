@@ -49,9 +49,10 @@ class SimTimes:
 
 @dataclass(frozen=True, slots=True)
 class GuestBehaviour:
-    """What a guest does: how fast it dirties memory, and whether it listens to the power button."""
+    """What a guest does: how fast it dirties memory (and how much of it, over and over; 0: all), and whether it listens to the power button."""
 
     dirty_mib_s: int = 8
+    working_set_mib: int = 0
     ignores_power_button: bool = False
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from hostler.model.copy import Stage
 from hostler.model.domain import DomainSpec
+from nodeagent.core.precopy import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,14 @@ class Outgoing:
     hypervisor_downtime_ms: int = 0
     record_mark: str = ""
     """How far the hypervisor's record of the VM had been written when the copy began: what it says after that is about this copy."""
+    max_downtime_ms: int = 0
+    iterations: int = 0
+    throttle_percent: int = 0
+    """The most of its speed that the copy has cost the guest, as far as seen."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.bandwidth_mib_s, self.max_downtime_ms)
 
 
 class EpochVerdict(StrEnum):

@@ -52,12 +52,20 @@ class Locks(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MigrationProgress:
-    """Bytes of memory and disk; `downtime_ms` as the hypervisor counts it, 0 before it knows."""
+    """Bytes of memory and disk; `downtime_ms` as the hypervisor counts it, 0 before it knows: what it expects while it copies.
+
+    `remaining_bytes` of memory in this iteration; `iteration` counts the passes over memory, from 1; `dirty_bytes_per_s` as measured over the last
+    one, 0 in the first; `throttle_percent`: how much of the guest's speed the hypervisor takes now.
+    """
 
     bytes_done: int
     bytes_total: int
     rate_bytes_per_s: int
     downtime_ms: int
+    remaining_bytes: int = 0
+    dirty_bytes_per_s: int = 0
+    iteration: int = 0
+    throttle_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from hostler.model.domain import DomainSpec
 from hostler.model.owner import OwnerRead, OwnerState
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Outgoing
-from nodeagent.core.observed import CopyTag, DomainView, Locks, Power
+from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress, Power
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
+from nodeagent.core.precopy import Course, GiveUp, GoOn, Tune, next_move
 from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
@@ -69,8 +70,9 @@ class _Run:
     arrived: bool = False
     locks: Locks | None = None
     lockless: bool = False
-    rate_bytes_per_s: int = 0
-    downtime_ms: int = 0
+    seen: MigrationProgress | None = None
+    course: Course | None = None
+    given_up: bool = False
     ended: bool = False
 
 
@@ -156,7 +158,7 @@ class OutgoingHandoffs:
             error=handoff.error,
             bytes_done=handoff.bytes_done,
             bytes_total=handoff.bytes_total,
-            rate_bytes_per_s=run.rate_bytes_per_s if run else 0,
+            rate_bytes_per_s=run.seen.rate_bytes_per_s if run and run.seen else 0,
             begin_ms=handoff.begin_ms,
             suspend_ms=handoff.suspend_ms,
             hypervisor_downtime_ms=handoff.hypervisor_downtime_ms,
@@ -289,10 +291,10 @@ class OutgoingHandoffs:
             return
         mark = await self._hypervisor.record_mark(handoff.vm_uid)
         await self._keep(run, stage=Stage.COPYING, begin_ms=wall_ms(self._clock), record_mark=mark)
-        run.copying = Copying.RUNNING
+        run.copying, run.course = Copying.RUNNING, Course(handoff.limits)
         tag = CopyTag(handoff.vm_uid, handoff.epoch + 1, handoff.operation_id)
         paths = {disk.volume_uid: disk.path for disk in handoff.disks}
-        copy = self._hypervisor.migrate(handoff.vm_uid, tag, paths, sockets, handoff.bandwidth_mib_s)
+        copy = self._hypervisor.migrate(handoff.vm_uid, tag, paths, sockets, handoff.limits)
 
         async def call() -> None:
             try:
@@ -300,7 +302,8 @@ class OutgoingHandoffs:
                 run.copying = Copying.RETURNED
             except (HypervisorUnavailable, HypervisorRefused) as error:
                 self._copy_failed(run)
-                run.handoff = replace(run.handoff, error=f"The copy did not complete: {error}")
+                if not run.given_up:
+                    run.handoff = replace(run.handoff, error=f"The copy did not complete: {error}")
             run.wake.set()
 
         run.copy_task = self._task(call(), f"copy {handoff.operation_id}")
@@ -414,17 +417,43 @@ class OutgoingHandoffs:
     async def _note_progress(self, run: _Run) -> None:
         try:
             progress = await self._hypervisor.migration_progress(run.handoff.vm_uid)
-        except (HypervisorUnavailable, HypervisorRefused):
-            return
-        if progress is not None:
-            run.rate_bytes_per_s = progress.rate_bytes_per_s
+            if progress is None:
+                return
+            run.seen = progress
             run.handoff = replace(
                 run.handoff,
                 bytes_done=progress.bytes_done,
                 bytes_total=progress.bytes_total,
                 hypervisor_downtime_ms=progress.downtime_ms,
+                iterations=max(run.handoff.iterations, progress.iteration),
+                throttle_percent=max(run.handoff.throttle_percent, progress.throttle_percent),
             )
             self._state.note_outgoing(run.handoff)
+            await self._steer(run, progress)
+        except (HypervisorUnavailable, HypervisorRefused) as error:
+            log.info("the copy cannot be looked at or steered now", operation=run.handoff.operation_id, reason=error.detail)
+
+    async def _steer(self, run: _Run, progress: MigrationProgress) -> None:
+        """Change what the copy may take, or give it up: then libvirt's call fails, and what follows is what follows any failure. What was asked
+        of the hypervisor in vain is asked again at the next look."""
+        if run.course is None or self._observer.seen(run.handoff.vm_uid).switched:
+            return
+        if run.given_up:
+            await self._hypervisor.abort_migration(run.handoff.vm_uid)
+            return
+        course, move = next_move(run.course, run.handoff.limits, progress, self._clock.monotonic_s())
+        match move:
+            case GoOn():
+                pass
+            case Tune():
+                log.info("tuning the copy", operation=run.handoff.operation_id, change=repr(move), seen=repr(progress))
+                await self._hypervisor.tune_migration(run.handoff.vm_uid, move)
+            case GiveUp():
+                log.warning("giving the copy up", operation=run.handoff.operation_id, reason=move.reason, seen=repr(progress))
+                run.given_up = True
+                run.handoff = replace(run.handoff, error=move.reason)
+                await self._hypervisor.abort_migration(run.handoff.vm_uid)
+        run.course = course
 
     async def _lockless(self, spec: DomainSpec) -> bool:
         with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks}

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from nodeagent.core.observed import CopyTag, Locks, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Tune
 from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, hear, needs, until
 from tests.contract.hypervisor.test_domains import advances, power, started
 
@@ -22,7 +22,7 @@ def new_tag(vm: ContractVM) -> CopyTag:
 async def migrate(rig: Rig, vm: ContractVM, mib_s: int = 0) -> None:
     sockets = await rig.connect(OPERATION)
     async with asyncio.timeout(TIMEOUT_S):
-        await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, mib_s)
+        await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits(mib_s))
 
 
 async def locks(rig: Rig, vm: ContractVM, host: int) -> Locks:
@@ -191,6 +191,30 @@ async def test_progress_never_goes_back_and_ends_with_the_migration(rig: Rig) ->
 
 
 @needs(Capability.MIGRATION)
+async def test_a_running_copy_is_tuned(rig: Rig) -> None:
+    """A limit that cannot be changed while it copies leaves nothing but to cancel and begin again."""
+    vm = await started(rig)
+    async with asyncio.TaskGroup() as group:
+        moving = group.create_task(migrate(rig, vm, 1), name="migrate")
+        await copying(rig, vm)
+        assert not moving.done()
+        await rig.hypervisor(0).tune_migration(vm.uid, Tune(throttle_percent=60))
+        await rig.hypervisor(0).tune_migration(vm.uid, Tune(bandwidth_mib_s=0, max_downtime_ms=2000))
+        begin_s = rig.clock.monotonic_s()
+        await moving
+    assert rig.clock.monotonic_s() - begin_s < 30, "at 1 MiB/s it would have taken minutes"
+    assert await power(rig, vm, 1) is Power.PAUSED
+
+
+@needs(Capability.MIGRATION)
+async def test_what_is_not_copied_cannot_be_tuned(rig: Rig) -> None:
+    """A change that goes nowhere must not look like one that was made."""
+    vm = await started(rig)
+    with pytest.raises(HypervisorRefused):
+        await rig.hypervisor(0).tune_migration(vm.uid, Tune(bandwidth_mib_s=64))
+
+
+@needs(Capability.MIGRATION)
 async def test_an_aborted_migration_leaves_the_source_running_and_nothing_else(rig: Rig) -> None:
     """An abort that left a copy behind would leave something to resume by mistake."""
     vm = await started(rig)
@@ -223,7 +247,7 @@ async def test_a_destination_that_is_not_there_is_an_error_and_the_source_runs(r
     await rig.disconnect(OPERATION)
     with pytest.raises((HypervisorRefused, HypervisorUnavailable)):
         async with asyncio.timeout(TIMEOUT_S):
-            await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, 0)
+            await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits(0))
     assert await power(rig, vm, 0) is Power.RUNNING
     assert await power(rig, vm, 1) is None
 

@@ -17,7 +17,7 @@ from nodeagent.adapters.sim_tunnel import SimTunnel
 from nodeagent.adapters.sim_volumes import SimVolumes
 from nodeagent.adapters.sim_world import GuestBehaviour, SimWorld
 from nodeagent.core.observed import CopyTag, Locks, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Tune
 
 VM = "vm-1"
 OP = "op-1"
@@ -40,7 +40,7 @@ class Scene:
         endpoint = await self.tunnels[1].open_incoming(OP, "n1")
         sockets = await self.tunnels[0].open_outgoing(OP, endpoint, "n2")
         paths = {"vol-1": self.volumes[1].path("shared", "vol-1", "qcow2")}
-        await self.source.migrate(VM, CopyTag(VM, 2, OP), paths, sockets, mib_s)
+        await self.source.migrate(VM, CopyTag(VM, 2, OP), paths, sockets, Limits(mib_s))
 
     async def powers(self) -> tuple[Power | None, Power | None]:
         views = [await self.source.domain(VM), await self.destination.domain(VM)]
@@ -192,9 +192,9 @@ async def test_a_stalled_copy_moves_again_when_told(scene: Scene) -> None:
     assert await scene.powers() == (None, Power.PAUSED)
 
 
-async def test_a_guest_that_dirties_faster_than_the_link_never_converges(scene: Scene) -> None:
+async def test_a_guest_that_dirties_faster_than_the_link_even_throttled_never_converges(scene: Scene) -> None:
     """A simulation in which everything converges cannot show a policy for what does not."""
-    scene.world.behave(VM, GuestBehaviour(dirty_mib_s=64))
+    scene.world.behave(VM, GuestBehaviour(dirty_mib_s=10_000))
     moving = asyncio.ensure_future(scene.migrate(mib_s=32))
     await scene.clock.sleep(600.0)
     assert not moving.done()
@@ -202,6 +202,23 @@ async def test_a_guest_that_dirties_faster_than_the_link_never_converges(scene: 
     await scene.source.abort_migration(VM)
     with pytest.raises(HypervisorRefused):
         await moving
+
+
+async def test_a_throttled_guest_converges(scene: Scene) -> None:
+    """A throttle that does nothing, or is taken at once, shows nothing about the policy that chooses it."""
+    scene.world.behave(VM, GuestBehaviour(dirty_mib_s=200, working_set_mib=256))
+    moving = asyncio.ensure_future(scene.migrate(mib_s=128))
+    await scene.clock.sleep(5.0)
+    progress = await scene.source.migration_progress(VM)
+    assert progress is not None
+    assert (progress.iteration, progress.throttle_percent, progress.dirty_bytes_per_s >> 20) == (2, 0, 63)
+    await scene.source.tune_migration(VM, Tune(throttle_percent=75))
+    await scene.clock.sleep(2.0)
+    progress = await scene.source.migration_progress(VM)
+    assert progress is not None
+    assert progress.throttle_percent == 75
+    await moving
+    assert await scene.powers() == (None, Power.PAUSED)
 
 
 @pytest.mark.parametrize("how", ["link", "tunnel"])
@@ -223,7 +240,7 @@ async def test_another_source_does_not_get_through_the_tunnel(scene: Scene) -> N
     endpoint = await scene.tunnels[1].open_incoming(OP, "n3")
     sockets = await scene.tunnels[0].open_outgoing(OP, endpoint, "n2")
     with pytest.raises(HypervisorRefused):
-        await scene.source.migrate(VM, TAG, {"vol-1": scene.volumes[1].path("shared", "vol-1", "qcow2")}, sockets, 0)
+        await scene.source.migrate(VM, TAG, {"vol-1": scene.volumes[1].path("shared", "vol-1", "qcow2")}, sockets, Limits(0))
 
 
 async def test_a_hung_request_is_carried_out_when_the_daemon_comes_to_itself(scene: Scene) -> None:
