@@ -5,7 +5,7 @@ One lab and one cluster for all cases; each case makes its own VM and leaves the
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -14,9 +14,9 @@ import pytest
 
 import real
 from client import CALL_S, Client
-from hostler.api.cluster.v1 import vms_pb2
+from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.node.v1 import host_pb2, host_pb2_grpc
-from hostler.api.type.v1 import operation_pb2, vm_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 from hostler.server import channels
 from hostlerlab import faults
 from hostlerlab.cluster import LabCluster, lab_cluster
@@ -259,6 +259,43 @@ async def test_a_source_that_ended_while_its_agent_was_dead_goes_forward(client:
     assert (after.state, after.epoch, after.node) == (vm_pb2.VM.RUNNING, vm.epoch + 1, done.migration.destination_node)
     assert (await probe.ask(await address_of(cluster, after))).boot_id == before.boot_id
     await client.until_ready(3)
+
+
+async def test_a_host_that_was_fenced_and_not_off_neither_shares_a_disk_nor_keeps_a_guest(
+    client: Client, stage: real.Real, cluster: LabCluster
+) -> None:
+    """Two writers on one disk because a person was wrong; or a host that comes back with guests that are others' by now."""
+    vm = await made(client, "fenced-1")
+    before = await probe.ask(await address_of(cluster, vm))
+    home = vm.node.removeprefix("nodes/")
+    qemu = cluster.lab.hosts[home].qemu_process(vm.uid)
+    await cluster.supervisor.stop(home)
+    await until_node(client, home, lambda node: node.health == node_pb2.Node.SILENT)
+    request = nodes_pb2.FenceNodeRequest(name=vm.node, confirm_powered_off=True)
+    fenced = await client.wait(await client.nodes.FenceNode(request, timeout=CALL_S))
+    assert fenced.state == SUCCEEDED, fenced.error.message
+    start = vms_pb2.StartVMRequest(name=vm.name)
+    refused = await client.wait(await client.vms.StartVM(start, timeout=CALL_S))
+    assert refused.state == FAILED, "a second QEMU opened the disk of one that runs"
+    assert qemu.alive()
+    assert [name for name, host in cluster.lab.hosts.items() if (host.folder / f"run/libvirt/qemu/{vm.uid}.pid").exists()] == [home]
+    await cluster.supervisor.start(cluster.units[home])
+    await until_node(client, home, lambda node: node.state == node_pb2.Node.CORDONED)
+    assert not qemu.alive()
+    started = await client.wait(await client.vms.StartVM(start, timeout=CALL_S))
+    assert started.state == SUCCEEDED, started.error.message
+    assert started.vm.node != vm.node
+    after = await probe.ask(await address_of(cluster, started.vm))
+    assert after.disk_counter > before.disk_counter, "the disk was not the same one"
+    assert after.disk_foreign == 0, "somebody else wrote to the disk"
+    await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=vm.node), timeout=CALL_S)
+    await client.until_ready(3)
+
+
+async def until_node(client: Client, node_id: str, wanted: Callable[[node_pb2.Node], bool]) -> None:
+    async with asyncio.timeout(BACK_S):
+        while not wanted(await client.nodes.GetNode(nodes_pb2.GetNodeRequest(name=f"nodes/{node_id}"), timeout=CALL_S)):
+            await asyncio.sleep(LOOK_S)
 
 
 async def until_logged(cluster: LabCluster, unit: str, operation_id: str, act: str) -> None:
