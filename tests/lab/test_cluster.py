@@ -294,7 +294,7 @@ async def test_a_host_that_was_fenced_and_not_off_neither_shares_a_disk_nor_keep
 
 async def until_node(client: Client, node_id: str, wanted: Callable[[node_pb2.Node], bool]) -> None:
     async with asyncio.timeout(BACK_S):
-        while not wanted(await client.nodes.GetNode(nodes_pb2.GetNodeRequest(name=f"nodes/{node_id}"), timeout=CALL_S)):
+        while not wanted(await client.nodes.GetNode(nodes_pb2.GetNodeRequest(name=f"nodes/{node_id}"), timeout=CALL_S)):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
 
 
