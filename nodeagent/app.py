@@ -26,6 +26,7 @@ from nodeagent.adapters.grpc_peer import GrpcPeer
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
 from nodeagent.adapters.local_authority import LocalAuthority
 from nodeagent.core.ledger import CapacityCap
+from nodeagent.engine.drift import DriftWatch
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.inventory import Inventory
@@ -122,6 +123,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
         node.node_id, parts.hypervisor, parts.volumes, authority, parts.tunnel, GrpcPeer(_connect(node.tls)), state, observer, clock
     )
     inventory = Inventory(node.node_id, _version(), parts.hypervisor, parts.volumes, parts.facts, state, vms, node.offer)
+    drift = DriftWatch(parts.hypervisor, vms, state, observer, clock)
     server = build_server(
         cluster=node.tls.material.principal.cluster, access=ACCESS, clock=clock, ids=node.ids, insecure=bool(node.insecure_listen)
     )
@@ -147,6 +149,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
                 start(group, "observer", observer.run, clock=clock),
                 start(group, "outgoing handoffs", outgoing.run, clock=clock),
                 start(group, "views", views.run, clock=clock),
+                start(group, "drift", drift.run, clock=clock),
             ]
             if standalone is not None:
                 loops.append(start(group, "journal", standalone.journal.run, clock=clock))

@@ -16,6 +16,7 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import NodeReport
 from hostler.model.owner import OwnerRead
 from nodeagent.core.observed import CopyTag as CopyTag
+from nodeagent.core.observed import DomainShape as DomainShape
 from nodeagent.core.observed import DomainView as DomainView
 from nodeagent.core.observed import HostTotals as HostTotals
 from nodeagent.core.observed import Locks as Locks
@@ -60,6 +61,8 @@ class EventKind(StrEnum):
     STOPPED = "STOPPED"
     STOPPED_MIGRATED = "STOPPED_MIGRATED"
     """Source: ended because it migrated away."""
+    DESTROYED = "DESTROYED"
+    """Its power was taken by somebody else than this agent."""
     CRASHED = "CRASHED"
     REBOOTED = "REBOOTED"
     """Its machine was reset, by the guest or by anybody else; the domain stays."""
@@ -105,6 +108,9 @@ class Hypervisor(Protocol):
 
     async def domain(self, vm_uid: str) -> DomainView | None:
         """The domain of one VM, asked now; None: there is none."""
+
+    async def shapes(self) -> Mapping[str, DomainShape | None]:
+        """What every domain is made of, ours or not, running or only defined, by uuid. None: it does not answer in time, which delays no other."""
 
     async def create_paused(self, spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainView:
         """A transient domain, not executing yet. `disk_paths` by volume uid. Refused if it exists."""

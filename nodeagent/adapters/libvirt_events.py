@@ -27,6 +27,7 @@ TICK_MS = 1000
 """libvirt's poll must have something to wait for before the first connection exists."""
 
 _STOPPED_KINDS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: EventKind.DESTROYED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: EventKind.STOPPED_MIGRATED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: EventKind.CRASHED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: EventKind.CRASHED,
@@ -159,7 +160,7 @@ class EventHub:
             end = self._ends.pop(vm_uid, None)
         if end is _End.TOLD:
             return None
-        return EventKind.STOPPED if end is _End.EXPECTED and said is EventKind.CRASHED else said
+        return EventKind.STOPPED if end is _End.EXPECTED and said in (EventKind.CRASHED, EventKind.DESTROYED) else said
 
     def subscribe(self) -> Subscription:
         reader = Subscription(self._leave, self._now_ms, self._limit)

@@ -29,12 +29,13 @@ from nodeagent.adapters.libvirt_calls import Calls
 from nodeagent.adapters.libvirt_connections import ConnectionPool, open_connection
 from nodeagent.adapters.libvirt_events import QUEUE_EVENTS, EventFeed, EventHub, start_event_thread
 from nodeagent.adapters.qemu_process import QEMU_RUN_DIR, QemuProcesses
-from nodeagent.core import domain_xml
+from nodeagent.core import domain_shape, domain_xml
 from nodeagent.core.domain_xml import Acceleration, DomainSpecRefused
 from nodeagent.core.precopy import MOST_PERCENT
 from nodeagent.ports import (
     CopyTag,
     DomainEvent,
+    DomainShape,
     DomainView,
     EventKind,
     HypervisorFacts,
@@ -60,6 +61,10 @@ DESTROY_DEADLINE_S = 5.0
 """virDomainDestroy takes 1.2-1.6 s; after this QEMU is killed without libvirt."""
 REAP_DEADLINE_S = 10.0
 """libvirtd needs 1.2-1.8 s to clear up after a QEMU that has died."""
+SHAPE_DEADLINE_S = 2.0
+"""libvirt answers such a look from its memory within a millisecond, or holds the domain."""
+SHAPES_AT_ONCE = 4
+"""So that a few domains that libvirt holds leave room for the others, and the looks leave libvirtd's workers to the acts."""
 CALLS_MAX = 64
 LONG_CALLS_MAX = 4
 """Migrations at once; libvirtd works on 5 requests of one connection."""
@@ -252,6 +257,55 @@ class LibvirtHypervisor:
         vcpus, memory_mib = domain_xml.parse_size(xml)
         return DomainView(name, uuid, power, domain_xml.parse_tag(xml), vcpus, memory_mib, self._processes.pid(name))
 
+    async def shapes(self) -> Mapping[str, DomainShape | None]:
+        """Each domain in a lane of its own, a few at once: libvirt locks a domain that it is ending for up to 12 s."""
+
+        def names(connection: libvirt.virConnect) -> list[str]:
+            return [domain.UUIDString() for domain in connection.listAllDomains(0)]
+
+        listed = await self._look("every domain", names)
+        found: dict[str, DomainShape | None] = {}
+        slots = asyncio.Semaphore(SHAPES_AT_ONCE)
+
+        async def look(uuid: str) -> None:
+            async with slots:
+                try:
+                    shape = await self._shape(uuid)
+                except (HypervisorUnavailable, HypervisorRefused, ValueError):
+                    found[uuid] = None
+                else:
+                    found.update({} if shape is None else {uuid: shape})
+
+        async with asyncio.TaskGroup() as group:
+            for uuid in listed:
+                group.create_task(look(uuid), name=f"shape of {uuid}")
+        return found
+
+    async def _shape(self, uuid: str) -> DomainShape | None:
+        """None: it ended meanwhile."""
+        lane = f"shape of {uuid}"
+        if self._calls.lane_taken(lane):
+            raise HypervisorUnavailable(f"an earlier look still waits ({lane})")
+
+        def ask(connection: libvirt.virConnect) -> DomainShape | None:
+            try:
+                domain = connection.lookupByUUIDString(uuid)
+                state, reason = domain.state()
+                active = libvirt_migration.power_of(state, reason, is_incoming=False) is not None
+                return domain_shape.parse_shape(
+                    domain.XMLDesc(),
+                    active=active,
+                    suspended=(state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER),
+                    persistent=bool(domain.isPersistent()),
+                    autostart=bool(domain.autostart()),
+                )
+            except libvirt.libvirtError as err:
+                if libvirt_errors.is_absent(err):
+                    return None
+                raise
+
+        return await self._calls.run(lane, SHAPE_DEADLINE_S, lambda: self._pool.call(lane, ask))
+
     # -- acting ------------------------------------------------------------------------------------------------
 
     async def create_paused(self, spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainView:
@@ -291,7 +345,7 @@ class LibvirtHypervisor:
 
     async def destroy(self, vm_uid: str) -> None:
         """libvirt's own way first, which lets QEMU flush; by signal at once where QEMU is stopped, because libvirt would wait 12 s for it."""
-        if self._processes.pid(vm_uid):
+        if self._processes.pid(vm_uid) or await self.domain(vm_uid) is not None:
             self._hub.expect_end(vm_uid)
         await self._destroy(vm_uid)
         self._hub.end_seen(vm_uid)

@@ -8,7 +8,7 @@ A process stopped by a signal blocks what needs its monitor, for that domain alo
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hostler.model.domain import DomainSpec
@@ -16,7 +16,8 @@ from nodeagent.adapters.sim_events import EventHub
 from nodeagent.adapters.sim_migration import MigrationJob
 from nodeagent.adapters.sim_process import SimProcess
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
-from nodeagent.core.observed import CopyTag, DomainView, HostTotals, Power
+from nodeagent.core.domain_xml import cpu_weight
+from nodeagent.core.observed import CopyTag, DiskShape, DomainShape, DomainView, HostTotals, NicShape, Power
 from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class SimDomain:
     memory_mib: int
     power: Power
     process: SimProcess
+    made: DomainShape
+    """As it was made, with what was changed by hand since."""
+
+    def shape(self) -> DomainShape:
+        return replace(self.made, tag=self.tag, suspended=self.power is Power.PAUSED)
 
     def view(self) -> DomainView:
         return DomainView(self.name, self.uuid, self.power, self.tag, self.vcpus, self.memory_mib, self.process.pid)
@@ -169,11 +175,35 @@ class SimHost:
         """A running domain that somebody else made; its uuid."""
         uuid = self.world.fresh_id("foreign")
         process = self._new_process(uuid, memory_mib, ())
-        self.domains[uuid] = SimDomain(name, uuid, None, vcpus, memory_mib, Power.RUNNING, process)
+        made = DomainShape(uuid, name, None, vcpus, memory_mib, 0)
+        self.domains[uuid] = SimDomain(name, uuid, None, vcpus, memory_mib, Power.RUNNING, process, made)
         self.world.begin_executing(process)
         return uuid
 
+    # ---- by hand, past the agent
+
+    def change_by_hand(self, vm_uid: str, change: Callable[[DomainShape], DomainShape]) -> None:
+        """What `virsh setmem`, `attach-disk`, `define` and the like do to what the domain is made of."""
+        domain = self.domains[vm_uid]
+        domain.made = change(domain.made)
+        domain.tag = domain.made.tag
+
+    def suspend_by_hand(self, vm_uid: str) -> None:
+        """`virsh suspend`; `resume` undoes it."""
+        domain = self.domains[vm_uid]
+        self.world.pause(domain.process)
+        domain.power = Power.PAUSED
+        self.publish(EventKind.SUSPENDED, vm_uid)
+
+    def destroy_by_hand(self, vm_uid: str) -> None:
+        """`virsh destroy`."""
+        self.lose_process(self.domains[vm_uid].process, EventKind.DESTROYED)
+
     # ---- what the daemon does
+
+    def shapes(self) -> dict[str, DomainShape | None]:
+        """None: the daemon is stuck with that domain."""
+        return {uuid: None if uuid in self._hung_domains else domain.shape() for uuid, domain in self.domains.items()}
 
     def publish(self, kind: EventKind, vm_uid: str) -> None:
         event = self.world.event(kind, vm_uid)
@@ -196,7 +226,8 @@ class SimHost:
         if not self.world.take_locks(process):
             self.world.end_process(process)
             raise HypervisorRefused("Failed to get the write lock of a disk: another process has it open.")
-        domain = SimDomain(spec.vm_uid, spec.vm_uid, tag, spec.vcpus, spec.memory_mib, Power.PAUSED, process)
+        made = _shape_of(spec, tag, disk_paths)
+        domain = SimDomain(spec.vm_uid, spec.vm_uid, tag, spec.vcpus, spec.memory_mib, Power.PAUSED, process, made)
         self.domains[spec.vm_uid] = domain
         self.records[spec.vm_uid].append(EventKind.STARTED)
         self.publish(EventKind.STARTED, spec.vm_uid)
@@ -211,7 +242,9 @@ class SimHost:
         if {id(file) for file in disks} != {id(file) for file in source.process.disks}:
             raise HypervisorRefused("Unsafe migration: the disks on the destination are not the same files.")
         process = self._new_process(source.uuid, source.memory_mib, disks)
-        domain = SimDomain(source.name, source.uuid, tag, source.vcpus, source.memory_mib, Power.INCOMING, process)
+        disks_there = tuple(replace(disk, source=disk_paths.get(disk.volume_uid, disk.source)) for disk in source.made.disks)
+        made = replace(source.made, disks=disks_there, persistent=False, autostart=False)
+        domain = SimDomain(source.name, source.uuid, tag, source.vcpus, source.memory_mib, Power.INCOMING, process, made)
         self.domains[source.uuid] = domain
         self.records[source.uuid].append(EventKind.STARTED)
         self.publish(EventKind.STARTED, source.uuid)
@@ -298,7 +331,7 @@ class SimHost:
         if domain is not None and domain.process is process:
             del self.domains[process.vm_uid]
             if self.up:
-                self.records[process.vm_uid].append(kind)
+                self.records[process.vm_uid].append(EventKind.STOPPED if kind is EventKind.DESTROYED else kind)
             self.publish(kind, process.vm_uid)
         self._changed()
 
@@ -328,6 +361,20 @@ class SimHost:
         if len(files) != len(found):
             raise HypervisorRefused("A disk of this VM is not there on this host.")
         return files
+
+
+def _shape_of(spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainShape:
+    targets = (f"vd{chr(ord('a') + index)}" for index in range(len(spec.disks)))
+    return DomainShape(
+        spec.vm_uid,
+        spec.vm_uid,
+        tag,
+        spec.vcpus,
+        spec.memory_mib,
+        cpu_weight(spec.cpu_floor_milli),
+        tuple(DiskShape(disk.volume_uid, disk_paths[disk.volume_uid], target) for disk, target in zip(spec.disks, targets, strict=True)),
+        tuple(NicShape(nic.mac_address, nic.bridge) for nic in spec.nics),
+    )
 
 
 def _carry_out(work: Callable[[], T], answer: "asyncio.Future[T]") -> None:

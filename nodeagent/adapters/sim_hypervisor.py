@@ -12,7 +12,7 @@ from hostler.model.domain import DomainSpec
 from nodeagent.adapters.sim_events import QUEUE_EVENTS
 from nodeagent.adapters.sim_host import SimHost
 from nodeagent.adapters.sim_world import SimWorld
-from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress
+from nodeagent.core.observed import CopyTag, DomainShape, DomainView, Locks, MigrationProgress
 from nodeagent.ports import DomainEvent, EventKind, HypervisorFacts, HypervisorRefused, Limits, MigrationSockets, Tune
 
 T = TypeVar("T")
@@ -49,6 +49,9 @@ class SimHypervisor:
             return domain.view() if domain is not None else None
 
         return await self._ask(vm_uid, look)
+
+    async def shapes(self) -> Mapping[str, DomainShape | None]:
+        return await self._ask("", self._host.shapes)
 
     async def create_paused(self, spec: DomainSpec, tag: CopyTag, disk_paths: Mapping[str, str]) -> DomainView:
         return await self._ask(spec.vm_uid, lambda: self._host.create(spec, tag, disk_paths).view())

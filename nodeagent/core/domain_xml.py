@@ -93,12 +93,12 @@ def cpu_weight(cpu_floor_milli: int) -> int:
 
 def parse_tag(xml: str) -> CopyTag | None:
     """The tag in a domain's XML; None: Hostler did not make it (or what is there is not a tag of ours). Raises ValueError: not XML."""
-    return _tag_of(_parse(xml))
+    return tag_of(parse_document(xml))
 
 
 def parse_size(xml: str) -> tuple[int, int]:
     """(vcpus, memory in MiB) of a domain's XML as libvirt writes it. Raises ValueError."""
-    domain = _parse(xml)
+    domain = parse_document(xml)
     memory = domain.find("memory")
     vcpu = domain.find("vcpu")
     if memory is None or vcpu is None or memory.get("unit", "KiB") != "KiB":
@@ -110,7 +110,7 @@ def destination_xml(migratable: str, tag: CopyTag, disk_paths: Mapping[str, str]
     """The source's own migratable XML as the destination is to run it: another tag, other disk paths; nothing else may differ, because guest
     ABI is checked by libvirt. Raises DomainSpecRefused when a disk has no path in `disk_paths` (by volume uid)."""
     _check_tag(tag)
-    domain = _parse(migratable)
+    domain = parse_document(migratable)
     old = _copy_of(domain)
     if old is None:
         raise DomainSpecRefused("The domain carries no tag of ours.")
@@ -225,7 +225,7 @@ def _copy_of(domain: etree._Element) -> etree._Element | None:
     return domain.find(f"metadata/{{{NAMESPACE}}}copy")
 
 
-def _tag_of(domain: etree._Element) -> CopyTag | None:
+def tag_of(domain: etree._Element) -> CopyTag | None:
     """Ours only if it says so of this very domain: a foreign domain with a copied tag is foreign."""
     element = _copy_of(domain)
     if element is None:
@@ -236,7 +236,8 @@ def _tag_of(domain: etree._Element) -> CopyTag | None:
     return CopyTag(vm_uid, int(epoch), operation)
 
 
-def _parse(xml: str) -> etree._Element:
+def parse_document(xml: str) -> etree._Element:
+    """The root of a document from libvirt: nothing in it is followed or fetched. Raises ValueError."""
     if len(xml) > XML_BYTES_MAX:
         raise ValueError("an XML document that is too long")
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, huge_tree=False)

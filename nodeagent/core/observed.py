@@ -41,6 +41,48 @@ class DomainView:
     pid: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class DiskShape:
+    """A disk of a domain. `volume_uid`: "" for one that Hostler did not give it. `source`: its path; "": nothing is in it. `target`: as "vda"."""
+
+    volume_uid: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class NicShape:
+    """A network card of a domain, and whether its link is up."""
+
+    mac_address: str
+    bridge: str
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DomainShape:
+    """What a domain is made of now. `vcpus` and `memory_mib` are what the guest has, not the most that it could have.
+
+    `cpu_weight`, `cpu_quota_us`: 0: none given. `suspended`: by a request, not by an error or a migration. `persistent`, `autostart`: libvirt keeps
+    a definition of its own, and starts it when the host boots. `active`: there is a process; else libvirt keeps a definition and that is all.
+    """
+
+    uuid: str
+    name: str
+    tag: CopyTag | None
+    vcpus: int
+    memory_mib: int
+    cpu_weight: int
+    disks: tuple[DiskShape, ...] = ()
+    nics: tuple[NicShape, ...] = ()
+    extra_devices: tuple[str, ...] = ()
+    cpu_quota_us: int = 0
+    active: bool = True
+    suspended: bool = False
+    persistent: bool = False
+    autostart: bool = False
+
+
 class Locks(StrEnum):
     """Whether a copy can still write to its exclusive disks, as the storage itself says."""
 

@@ -66,9 +66,10 @@ def _held(node_id: str, definition: Definition, status: VMStatus | None, leaving
         observed=OBSERVED.get(status.power, Observed.RUNNING) if status is not None else Observed.RUNNING,
         create_ms=0,
         reason="It is on its way to this host." if definition.incoming else reason,
+        drift=status.drift if status is not None else (),
     )
 
 
 def _digest(vm: VMRecord) -> str:
-    seed = f"{vm.uid} {vm.owner.epoch} {vm.owner.state} {vm.observed} {vm.reason}"
+    seed = f"{vm.uid} {vm.owner.epoch} {vm.owner.state} {vm.observed} {vm.reason} {vm.drift}"
     return hashlib.blake2b(seed.encode(), digest_size=8).hexdigest()

@@ -175,7 +175,7 @@ def settle(records: HostRecords, statuses: Mapping[str, VMStatus], looked_at: Ma
 
 
 def _seen(kept: Kept[VMRecord], status: VMStatus | None) -> VMRecord:
-    vm = kept.record
+    vm = replace(kept.record, drift=status.drift if status is not None else ())
     stopped = replace(vm.owner, state=OwnerState.STOPPED)
     match status.power if status is not None else VMPower.OFF:
         case VMPower.ON:
@@ -184,7 +184,8 @@ def _seen(kept: Kept[VMRecord], status: VMStatus | None) -> VMRecord:
         case VMPower.PAUSED:
             return replace(vm, observed=Observed.RUNNING, reason="Its guest is paused by the hypervisor.")
         case VMPower.OFF if vm.observed is Observed.RUNNING:
-            reason = "It is not running any more: the guest powered off, or the host was restarted."
+            said = status.reason if status is not None else ""
+            reason = said or "It is not running any more: the guest powered off, or the host was restarted."
             return replace(vm, observed=Observed.STOPPED, owner=stopped, reason=reason)
         case VMPower.CRASHED if vm.observed is Observed.RUNNING:
             return replace(vm, observed=Observed.CRASHED, owner=stopped, reason=status.reason if status is not None else "")

@@ -69,7 +69,7 @@ class Inventory:
     async def _stale(self) -> NodeReport:
         reason = "The hypervisor on this host does not answer."
         statuses = tuple(
-            VMStatus(uid, definition.epoch, not definition.incoming, VMPower.UNKNOWN, reason)
+            VMStatus(uid, definition.epoch, not definition.incoming, VMPower.UNKNOWN, reason, self._vms.drift.get(uid, ()))
             for uid, definition in sorted(self._state.definitions.items())
         )
         if self._last is not None:

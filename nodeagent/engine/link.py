@@ -19,6 +19,9 @@ from nodeagent.ports import AuthorityUnavailable, HostFacts, HypervisorUnavailab
 RETRY_S = 1.0
 """Between two tries to register: a replica that comes back is found within about a second, and a thousand nodes make a thousand small calls."""
 
+REPEAT_S = 30.0
+"""An unchanged report is sent again so often: the cluster takes no word about a VM that an operation has in hand, and has missed it then."""
+
 SETTLE_S = 0.1
 """After an event, wait this long for more of them before the beat: one start makes several events."""
 
@@ -69,12 +72,14 @@ class Link:
         self.incarnation = registration.incarnation
         self.registered.set()
         log.info("registered", incarnation=self.incarnation)
-        counter = 0
+        counter, sent_s = 0, self._clock.monotonic_s()
         while True:
             counter += 1
             self._observer.changed.clear()
             report = await self._inventory.collect()
-            changed = report if _lasting(report) != _lasting(sent) else None
+            now_s = self._clock.monotonic_s()
+            changed = report if _lasting(report) != _lasting(sent) or now_s - sent_s >= REPEAT_S else None
+            sent_s = now_s if changed is not None else sent_s
             if not await self._link.beat(self.incarnation, counter, changed):
                 return
             sent = report

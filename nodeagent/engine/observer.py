@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from nodeagent.ports import DomainEvent, EventKind, Hypervisor
 
-ENDINGS = frozenset({EventKind.STOPPED, EventKind.STOPPED_MIGRATED, EventKind.CRASHED})
+ENDINGS = frozenset({EventKind.STOPPED, EventKind.STOPPED_MIGRATED, EventKind.DESTROYED, EventKind.CRASHED})
 
 
 @dataclass(slots=True)

@@ -27,6 +27,8 @@ LOOK_AGAIN_S = 2.0
 REBOOT_GRACE_S = 30.0
 """For a guest that was asked to reboot to do so; after it its machine is reset. A Linux server shuts down in 2-20 s."""
 
+POWER_TAKEN = "Its power was taken past Hostler, with `virsh destroy` or the like."
+
 POWERS = {
     Power.RUNNING: VMPower.ON,
     Power.SHUTTING_DOWN: VMPower.ON,
@@ -80,6 +82,8 @@ class HostVMs:
         self._offer = offer
         self._clock = clock
         self._reboots: dict[str, _Reboot] = {}
+        self.drift: Mapping[str, tuple[str, ...]] = {}
+        """What `drift.DriftWatch` found last, by VM uid; only VMs with findings are in it."""
 
     # ---- volumes
 
@@ -238,11 +242,16 @@ class HostVMs:
         definition = self._state.definitions.get(vm_uid)
         epoch = definition.epoch if definition is not None else domain.tag.epoch if domain is not None and domain.tag is not None else 0
         defined = definition is not None and not definition.incoming
+        drift = self.drift.get(vm_uid, ()) if defined else ()
         if domain is not None:
-            return VMStatus(vm_uid, epoch, defined, POWERS[domain.power])
-        if self._observer.seen(vm_uid).ending is EventKind.CRASHED:
-            return VMStatus(vm_uid, epoch, defined, VMPower.CRASHED, "The guest's hypervisor process ended by itself.")
-        return VMStatus(vm_uid, epoch, defined, VMPower.OFF)
+            return VMStatus(vm_uid, epoch, defined, POWERS[domain.power], drift=drift)
+        match self._observer.seen(vm_uid).ending:
+            case EventKind.CRASHED:
+                return VMStatus(vm_uid, epoch, defined, VMPower.CRASHED, "The guest's hypervisor process ended by itself.", drift)
+            case EventKind.DESTROYED:
+                return VMStatus(vm_uid, epoch, defined, VMPower.OFF, POWER_TAKEN, drift)
+            case _:
+                return VMStatus(vm_uid, epoch, defined, VMPower.OFF, drift=drift)
 
     async def _judge(self, command: Command) -> Definition:
         """The definition the command is about, its epoch remembered; raises Conflict for a stale epoch, NotFound."""

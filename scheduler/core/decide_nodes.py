@@ -79,8 +79,8 @@ def take_status(state: ClusterState, node_id: str, status: VMStatus) -> Transact
     vm = kept.record
     if vm.owner.node_id != node_id or vm.owner.epoch != status.epoch or not status.defined:
         return None
-    now = _observed(vm, status)
-    if now is None or now == vm:
+    now = replace(_observed(vm, status) or vm, drift=status.drift)
+    if now == vm:
         return None
     return Transaction({vm_key(vm.vm_id): kept.revision}, {vm_key(vm.vm_id): now})
 
@@ -92,7 +92,7 @@ def _observed(vm: VMRecord, status: VMStatus) -> VMRecord | None:
         case VMPower.ON:
             return replace(vm, observed=Observed.RUNNING, reason="") if vm.owner.state is OwnerState.RUNNING else None
         case VMPower.OFF if vm.owner.state is OwnerState.RUNNING:
-            return replace(vm, observed=Observed.STOPPED, reason="The guest powered off.", owner=stopped)
+            return replace(vm, observed=Observed.STOPPED, reason=status.reason or "The guest powered off.", owner=stopped)
         case VMPower.CRASHED if vm.owner.state is OwnerState.RUNNING:
             return replace(vm, observed=Observed.CRASHED, reason=status.reason, owner=stopped)
         case VMPower.PAUSED if vm.owner.state is OwnerState.RUNNING:

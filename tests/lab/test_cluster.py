@@ -123,6 +123,52 @@ async def test_a_guest_that_powers_itself_off_is_seen_as_stopped(client: Client,
     call.cancel()
 
 
+NOTICED_S = 10.0
+
+
+async def drifts(client: Client, vm: vm_pb2.VM, word: str) -> float:
+    """Seconds until the VM's drift has the word; "": until it has none. Fails after NOTICED_S."""
+    begin_s = asyncio.get_running_loop().time()
+    call = client.vms.WatchVMs(vms_pb2.WatchVMsRequest(), timeout=NOTICED_S)
+    async for event in call:
+        found = list(event.updated.drift)
+        if event.updated.uid == vm.uid and (any(word in one for one in found) if word else not found):
+            break
+    call.cancel()
+    return asyncio.get_running_loop().time() - begin_s
+
+
+async def test_a_hand_edit_is_shown_within_ten_seconds_and_clears_itself(client: Client, cluster: LabCluster) -> None:
+    """Somebody changes a guest with virsh and nobody is told, or is told for ever."""
+    vm = await made(client, "hand-1")
+    await address_of(cluster, vm)
+    host, mac = cluster.lab.hosts[vm.node.removeprefix("nodes/")], vm.nics[0].mac_address
+    extra = str(SHARED_POOL / "extra.raw")
+    host.run(["qemu-img", "create", "-q", "-f", "raw", extra, "1M"])
+    for word, edit, undo in (
+        ("suspended", ("suspend", vm.uid), ("resume", vm.uid)),
+        ("96 MiB of memory", ("setmem", vm.uid, "96M", "--live"), ("setmem", vm.uid, "128M", "--live")),
+        ("that Hostler did not give it", ("attach-disk", vm.uid, extra, "vdb", "--live"), ("detach-disk", vm.uid, "vdb", "--live")),
+        ("link", ("domif-setlink", vm.uid, mac, "down"), ("domif-setlink", vm.uid, mac, "up")),
+        ("virsh undefine", ("define", "/dev/stdin"), ("undefine", vm.uid)),
+    ):
+        xml = await asyncio.to_thread(host.virsh, "dumpxml", vm.uid)
+        await asyncio.to_thread(host.virsh, *edit, stdin=xml)
+        seen_s = await drifts(client, vm, word)
+        await asyncio.to_thread(host.virsh, *undo)
+        print(f"{edit[0]}: seen after {seen_s:.1f} s, gone {await drifts(client, vm, ''):.1f} s after {undo[0]}")
+    await asyncio.to_thread(host.virsh, "detach-interface", vm.uid, "bridge", "--mac", mac, "--live")
+    await drifts(client, vm, "was taken out")
+    await asyncio.to_thread(host.virsh, "destroy", vm.uid)
+    await drifts(client, vm, "power was taken")
+    stopped = await client.vm("hand-1")
+    assert (stopped.state, "past Hostler" in stopped.reason) == (vm_pb2.VM.STOPPED, True)
+    started = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name=vm.name), timeout=CALL_S))
+    assert started.state == SUCCEEDED, started.error.message
+    await drifts(client, vm, "")
+    host.run(["rm", extra])
+
+
 @emulated
 async def test_migration_keeps_the_connection_and_the_guest(client: Client, stage: real.Real) -> None:
     """A migration that resets the guest, loses its connection, or lets two copies write."""

@@ -37,6 +37,25 @@ class Capability(Enum):
     """`hang` and `unhang`."""
     UNMANAGED = auto()
     """`add_unmanaged`."""
+    HANDS = auto()
+    """`by_hand` and `undo_by_hand`."""
+
+
+class HandEdit(Enum):
+    """What somebody does to a running domain past Hostler, and undoes."""
+
+    MEMORY = "MiB of memory, expected"
+    SUSPEND = "is suspended"
+    ATTACH_DISK = "has a disk"
+    LINK_DOWN = "link"
+    DEFINE = "virsh undefine"
+    AUTOSTART = "virsh autostart"
+    SECOND_USER = "A second domain"
+
+    @property
+    def told(self) -> str:
+        """Part of the finding."""
+        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +85,21 @@ class Rig(Protocol):
         """The hypervisor of host 0 (or 1, with MIGRATION)."""
 
     async def new_vm(self) -> ContractVM:
-        """One vCPU, one disk."""
+        """One vCPU, one disk, one network card."""
 
     async def ticks(self, vm: ContractVM) -> int:
         """GUEST: the guest's own sequence counter."""
 
     async def add_unmanaged(self, host: int) -> str:
         """UNMANAGED: a domain that Hostler did not make; its uuid."""
+
+    async def by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None:
+        """HANDS: change the VM's running domain, or what is around it, past Hostler."""
+
+    async def undo_by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None: ...
+
+    async def destroy_by_hand(self, host: int, vm: ContractVM) -> None:
+        """HANDS: take its power past Hostler."""
 
     async def hang(self, host: int, vm: ContractVM | None) -> None:
         """HANG: the daemon (None), or one domain, gets stuck."""

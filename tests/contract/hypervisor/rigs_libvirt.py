@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import hostlerlab
-from hostler.model.domain import DiskSpec, DomainSpec, ServiceClass
+from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
 from hostler.server.clock import SystemClock
 from hostlerlab.guest import build as guest_build
 from hostlerlab.guest import layout
@@ -31,7 +31,7 @@ from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.libvirt_hypervisor import CALL_DEADLINE_S, LibvirtHypervisor, LibvirtSettings
 from nodeagent.core.domain_xml import Acceleration
 from nodeagent.ports import Hypervisor, Locks, MigrationSockets
-from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, RigKind
+from tests.contract.hypervisor.rig import Capability, ContractVM, HandEdit, Rig, RigKind
 
 FOLDER = Path("build/lab")
 HOSTS = 3
@@ -98,6 +98,7 @@ class LibvirtRig:
     queue_events: int = QUEUE_EVENTS
     vms: list[ContractVM] = field(default_factory=list)
     strangers: list[tuple[Host, str]] = field(default_factory=list)
+    second: dict[str, str] = field(default_factory=dict)
     relays: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def hypervisor(self, host: int) -> Hypervisor:
@@ -107,7 +108,8 @@ class LibvirtRig:
         vm_uid, volume_uid = str(uuid.uuid4()), str(uuid.uuid4())
         path = str(SHARED_POOL / f"{volume_uid}.qcow2")
         await asyncio.to_thread(self.hosts[0].run, ["cp", str(_guest()), path])
-        spec = DomainSpec(vm_uid, "a <label>\n", 1, 100, GUEST_MIB, ServiceClass.BURSTABLE, (DiskSpec(volume_uid, POOL, "qcow2"),))
+        disks, nics = (DiskSpec(volume_uid, POOL, "qcow2"),), (NicSpec("br0", f"52:54:00:{vm_uid[:2]}:{vm_uid[2:4]}:{vm_uid[4:6]}"),)
+        spec = DomainSpec(vm_uid, "a <label>\n", 1, 100, GUEST_MIB, ServiceClass.BURSTABLE, disks, nics)
         vm = ContractVM(spec, ({volume_uid: path}, {volume_uid: path}))
         self.vms.append(vm)
         return vm
@@ -132,6 +134,50 @@ class LibvirtRig:
         self.strangers.append((self.hosts[host], stranger))
         await asyncio.to_thread(self.hosts[host].virsh, "create", "--paused", "/dev/stdin", stdin=xml)
         return stranger
+
+    async def by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None:
+        (path,) = vm.disk_paths[host].values()
+        virsh = functools.partial(self._virsh, host)
+        match edit:
+            case HandEdit.MEMORY:
+                await virsh("setmem", vm.uid, f"{GUEST_MIB * 3 // 4}M", "--live")
+            case HandEdit.SUSPEND:
+                await virsh("suspend", vm.uid)
+            case HandEdit.ATTACH_DISK:
+                await asyncio.to_thread(self.hosts[host].run, ["qemu-img", "create", "-q", "-f", "raw", f"{path}.extra", "1M"])
+                await virsh("attach-disk", vm.uid, f"{path}.extra", "vdb", "--live", "--targetbus", "virtio")
+            case HandEdit.LINK_DOWN:
+                await virsh("domif-setlink", vm.uid, vm.spec.nics[0].mac_address, "down")
+            case HandEdit.DEFINE | HandEdit.AUTOSTART:
+                await virsh("define", "/dev/stdin", stdin=(await virsh("dumpxml", vm.uid)))
+                if edit is HandEdit.AUTOSTART:
+                    await virsh("autostart", vm.uid)
+            case HandEdit.SECOND_USER:
+                disk = f"<devices><disk type='file'><source file='{path}'/><target dev='vda'/></disk></devices></domain>"
+                other = self.second[vm.uid] = str(uuid.uuid4())
+                await virsh("define", "/dev/stdin", stdin=STRANGER.format(uuid=other).replace("</domain>", disk))
+
+    async def undo_by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None:
+        virsh = functools.partial(self._virsh, host)
+        match edit:
+            case HandEdit.MEMORY:
+                await virsh("setmem", vm.uid, f"{GUEST_MIB}M", "--live")
+            case HandEdit.SUSPEND:
+                await virsh("resume", vm.uid)
+            case HandEdit.ATTACH_DISK:
+                await virsh("detach-disk", vm.uid, "vdb", "--live")
+            case HandEdit.LINK_DOWN:
+                await virsh("domif-setlink", vm.uid, vm.spec.nics[0].mac_address, "up")
+            case HandEdit.DEFINE | HandEdit.AUTOSTART:
+                await virsh("undefine", vm.uid)
+            case HandEdit.SECOND_USER:
+                await virsh("undefine", self.second.pop(vm.uid))
+
+    async def destroy_by_hand(self, host: int, vm: ContractVM) -> None:
+        await self._virsh(host, "destroy", vm.uid)
+
+    async def _virsh(self, host: int, *arguments: str, stdin: str | None = None) -> str:
+        return await asyncio.to_thread(self.hosts[host].virsh, *arguments, stdin=stdin)
 
     async def hang(self, host: int, vm: ContractVM | None) -> None:
         self._signal(host, vm, signal.SIGSTOP)
@@ -178,7 +224,9 @@ class LibvirtRig:
             await hypervisor.destroy(vm.uid)
         for host, stranger in self.strangers:
             await asyncio.to_thread(host.virsh, "destroy", stranger)
-        paths = [path for vm in self.vms for path in vm.disk_paths[0].values()]
+        for other in self.second.values():
+            await asyncio.to_thread(self.hosts[0].virsh, "undefine", other)
+        paths = [one for vm in self.vms for path in vm.disk_paths[0].values() for one in (path, f"{path}.extra")]
         await asyncio.to_thread(self.hosts[0].run, ["rm", "-f", *paths])
 
 

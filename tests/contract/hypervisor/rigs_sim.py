@@ -2,11 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import UUID
 
-from hostler.model.domain import DiskSpec, DomainSpec, ServiceClass, VolumeSpec
+from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass, VolumeSpec
 from hostler.server.manual_clock import ManualClock
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_storage import SimFileSystem
@@ -14,11 +15,21 @@ from nodeagent.adapters.sim_time import keep_moving
 from nodeagent.adapters.sim_tunnel import SimTunnel
 from nodeagent.adapters.sim_volumes import SimVolumes
 from nodeagent.adapters.sim_world import SimWorld
+from nodeagent.core.observed import DiskShape, DomainShape
 from nodeagent.ports import Hypervisor, MigrationSockets
-from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, RigKind
+from tests.contract.hypervisor.rig import Capability, ContractVM, HandEdit, Rig, RigKind
 
 NODES = ("n1", "n2")
 POOL = "shared"
+
+
+CHANGES: dict[HandEdit, Callable[[DomainShape], DomainShape]] = {
+    HandEdit.MEMORY: lambda shape: replace(shape, memory_mib=shape.memory_mib // 2),
+    HandEdit.ATTACH_DISK: lambda shape: replace(shape, disks=(*shape.disks, DiskShape("", "/srv/by-hand.raw", "vdb"))),
+    HandEdit.LINK_DOWN: lambda shape: replace(shape, nics=tuple(replace(nic, up=False) for nic in shape.nics)),
+    HandEdit.DEFINE: lambda shape: replace(shape, persistent=True),
+    HandEdit.AUTOSTART: lambda shape: replace(shape, persistent=True, autostart=True),
+}
 
 
 class SimRig:
@@ -33,6 +44,8 @@ class SimRig:
         self._tunnels = [SimTunnel(world, node) for node in NODES]
         self._volumes = [SimVolumes(world, node) for node in NODES]
         self._serial = itertools.count(1)
+        self._made: dict[str, DomainShape] = {}
+        self._second: dict[str, str] = {}
 
     def hypervisor(self, host: int) -> Hypervisor:
         return self._hypervisors[host]
@@ -41,7 +54,8 @@ class SimRig:
         serial = next(self._serial)
         vm_uid, volume_uid = str(UUID(int=serial)), str(UUID(int=1000 + serial))
         await self._volumes[0].ensure(VolumeSpec(volume_uid, POOL, 16, ""))
-        spec = DomainSpec(vm_uid, f"vm{serial}", 1, 100, 512, ServiceClass.BURSTABLE, (DiskSpec(volume_uid, POOL, "qcow2"),))
+        disks, nics = (DiskSpec(volume_uid, POOL, "qcow2"),), (NicSpec("br0", f"52:54:00:00:00:{serial:02x}"),)
+        spec = DomainSpec(vm_uid, f"vm{serial}", 1, 100, 512, ServiceClass.BURSTABLE, disks, nics)
         return ContractVM(spec, tuple({volume_uid: volumes.path(POOL, volume_uid, "qcow2")} for volumes in self._volumes))
 
     async def ticks(self, vm: ContractVM) -> int:
@@ -49,6 +63,32 @@ class SimRig:
 
     async def add_unmanaged(self, host: int) -> str:
         return self.world.hosts[NODES[host]].add_unmanaged("somebody-elses")
+
+    async def by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None:
+        sim = self.world.hosts[NODES[host]]
+        match edit:
+            case HandEdit.SUSPEND:
+                sim.suspend_by_hand(vm.uid)
+            case HandEdit.SECOND_USER:
+                other = self._second[vm.uid] = sim.add_unmanaged("by-hand")
+                (path,) = vm.disk_paths[host].values()
+                sim.change_by_hand(other, lambda shape: replace(shape, disks=(DiskShape("", path, "vda"),)))
+            case _:
+                self._made[vm.uid] = sim.domains[vm.uid].made
+                sim.change_by_hand(vm.uid, CHANGES[edit])
+
+    async def undo_by_hand(self, host: int, vm: ContractVM, edit: HandEdit) -> None:
+        sim = self.world.hosts[NODES[host]]
+        match edit:
+            case HandEdit.SUSPEND:
+                sim.resume(vm.uid)
+            case HandEdit.SECOND_USER:
+                sim.destroy_by_hand(self._second.pop(vm.uid))
+            case _:
+                sim.change_by_hand(vm.uid, lambda _: self._made.pop(vm.uid))
+
+    async def destroy_by_hand(self, host: int, vm: ContractVM) -> None:
+        self.world.hosts[NODES[host]].destroy_by_hand(vm.uid)
 
     async def hang(self, host: int, vm: ContractVM | None) -> None:
         self.world.hosts[NODES[host]].hang(vm.uid if vm else "")

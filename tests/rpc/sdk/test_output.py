@@ -14,7 +14,7 @@ from hostler.api.type.v1.resources_pb2 import Quantity
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
 from hostler.cli import plugins
 from hostler.cli.exit_codes import ExitCode, exit_code
-from hostler.cli.output import FLAVORS, VMS, Format, document, mib, migration, refusal, show, size, table
+from hostler.cli.output import FLAVORS, VMS, Format, document, drift, mib, migration, refusal, show, size, table
 from hostler.cli.progress import plain
 from hostler.errors import HostlerError, NoCapacity, NotFound, Reason, Violation
 from hostler.operations import OperationFailed
@@ -38,6 +38,15 @@ def test_a_vm_in_every_format() -> None:
     assert json.loads(show([WEB], VMS, Format.JSON, one=True))["memory_mib"] == 1536
     assert json.loads(show([], VMS, Format.JSON)) == []
     assert "memory_mib: 1536" in show([WEB], VMS, Format.YAML)
+
+
+def test_a_vm_that_was_changed_past_hostler_is_marked_and_the_finding_is_told() -> None:
+    """A mark that nobody sees, or one of which nobody can tell what it means."""
+    edited = VM(name="vms/web-1", state=VM.RUNNING, stale=True, drift=["It has 1 vCPUs."])
+    assert "RUNNING (stale, drift)" in show([edited], VMS, Format.TABLE)
+    assert "(" not in show([WEB], VMS, Format.TABLE)
+    assert drift(edited).splitlines() == ["", "Changed past Hostler:", "- It has 1 vCPUs."]
+    assert drift(WEB) == ""
 
 
 def test_documents_have_numbers_and_every_field() -> None:

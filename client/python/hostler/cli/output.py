@@ -196,8 +196,14 @@ def _time(message: "Message", field: str) -> str:
 
 
 def _vm(vm: "VM") -> Row:
-    state = vm.State.Name(vm.state) + (" (stale)" if vm.stale else "")
+    marks = [*(["stale"] if vm.stale else []), *(["drift"] if vm.drift else [])]
+    state = vm.State.Name(vm.state) + (f" ({', '.join(marks)})" if marks else "")
     return (short(vm.name), state, short(vm.node), str(vm.vcpus), mib(vm.memory_mib), short(vm.flavor), vm.reason or NONE)
+
+
+def drift(vm: "VM") -> str:
+    """What was changed past Hostler, below the table of one VM; "": nothing."""
+    return "\n".join(["", "Changed past Hostler:", *(f"- {finding}" for finding in vm.drift)]) if vm.drift else ""
 
 
 def _vm_wide(vm: "VM") -> Row:

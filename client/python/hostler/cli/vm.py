@@ -6,7 +6,7 @@ import typer
 
 from hostler.cli import completion
 from hostler.cli.flavor import Class
-from hostler.cli.output import VMS, Format, say, short, show
+from hostler.cli.output import VMS, Format, drift, say, short, show
 from hostler.cli.session import (
     DryRun,
     Ending,
@@ -105,7 +105,7 @@ def list_(
     watch: Watch = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """List VMs. With -w and --node, a VM that moves away is told as LEFT.
+    """List VMs. With -w and --node, a VM that moves away is told as LEFT. (drift): somebody changed it past Hostler; `hostler vm get` says what.
 
     Examples: hostler vm list -o wide; hostler vm list -w --node n1; hostler vm list -o json | jq '.[].node'
     """
@@ -129,10 +129,13 @@ def list_(
 @app.command("info", hidden=True)
 @app.command("describe", hidden=True)
 def get(ctx: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
-    """Show one VM. Example: hostler vm get web-1 -o yaml"""
+    """Show one VM, and what somebody changed of it past Hostler. Example: hostler vm get web-1 -o yaml"""
 
     async def work(asked: "Cluster | Host") -> None:
-        say(show([await asked.get_vm(name)], VMS, output, one=True))
+        vm = await asked.get_vm(name)
+        say(show([vm], VMS, output, one=True))
+        if output in (Format.TABLE, Format.WIDE) and vm.drift:
+            say(drift(vm))
 
     run(ctx, work)
 

@@ -36,13 +36,17 @@ class VMPower(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VMStatus:
-    """One VM on one host. `epoch` is the highest that the host has seen for it; `defined` is whether the host keeps its definition."""
+    """One VM on one host. `epoch` is the highest that the host has seen for it; `defined` is whether the host keeps its definition.
+
+    `drift`: where its domain differs from the definition because somebody changed it past Hostler, one sentence each.
+    """
 
     vm_uid: str
     epoch: int
     defined: bool
     power: VMPower
     reason: str = ""
+    drift: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

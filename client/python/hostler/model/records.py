@@ -39,7 +39,10 @@ class Observed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VMRecord:
-    """A VM. `operation_id` is the one operation that may change it now, empty when none is. `own_volumes` go when it goes."""
+    """A VM. `operation_id` is the one operation that may change it now, empty when none is. `own_volumes` go when it goes.
+
+    `drift`: what its host last found changed past Hostler.
+    """
 
     vm_id: str
     uid: str
@@ -53,6 +56,7 @@ class VMRecord:
     labels: dict[str, str] = field(default_factory=dict)
     operation_id: str = ""
     reason: str = ""
+    drift: tuple[str, ...] = ()
 
 
 class VolumeState(StrEnum):

@@ -55,6 +55,7 @@ def vm_to_wire(vm: VMRecord, etag: str, stale: str = "") -> vm_pb2.VM:
         charged=quantities_to_wire(vm.domain.charged),
         stale=bool(stale),
         create_time=timestamp(vm.create_ms) if vm.create_ms else None,
+        drift=vm.drift,
     )
 
 

@@ -89,12 +89,13 @@ def status_to_wire(status: VMStatus) -> agent_pb2.VMStatus:
         defined=status.defined,
         power=agent_pb2.VMStatus.Power.Value(status.power.value),
         reason=status.reason,
+        drift=status.drift,
     )
 
 
 def status_from_wire(status: agent_pb2.VMStatus) -> VMStatus:
     power = VMPower(agent_pb2.VMStatus.Power.Name(status.power)) if status.power else VMPower.UNKNOWN
-    return VMStatus(status.vm_uid, status.epoch, status.defined, power, status.reason)
+    return VMStatus(status.vm_uid, status.epoch, status.defined, power, status.reason, tuple(status.drift))
 
 
 def report_to_wire(report: HandoffReport) -> agent_pb2.HandoffReport:

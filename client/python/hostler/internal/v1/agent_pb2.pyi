@@ -257,6 +257,7 @@ class VMStatus(_message.Message):
     DEFINED_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     vm_uid: _builtins.str
     """The VM's uid."""
     epoch: _builtins.int
@@ -267,6 +268,10 @@ class VMStatus(_message.Message):
     """What the hypervisor says."""
     reason: _builtins.str
     """One sentence, for a person."""
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where its domain differs from its definition because somebody changed it past Hostler: one sentence each, none: it does not."""
+
     def __init__(
         self,
         *,
@@ -275,10 +280,11 @@ class VMStatus(_message.Message):
         defined: _builtins.bool = ...,
         power: Global___VMStatus.Power.ValueType = ...,
         reason: _builtins.str = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defined", b"defined", "epoch", b"epoch", "power", b"power", "reason", b"reason", "vm_uid", b"vm_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defined", b"defined", "drift", b"drift", "epoch", b"epoch", "power", b"power", "reason", b"reason", "vm_uid", b"vm_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -195,6 +195,7 @@ class VM(_message.Message):
     CHARGED_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}`; {vm} is 1 to 63 characters a-z, 0-9 and -, begins with a letter and does not end with -."""
     uid: _builtins.str
@@ -243,6 +244,12 @@ class VM(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
 
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What somebody changed past Hostler, with virsh or the like, seen within about 10 s and gone when it is undone: at most 16 sentences of what was
+        expected, what was found, and what undoes it. Hostler repairs nothing of it by itself.
+        """
+
     def __init__(
         self,
         *,
@@ -265,10 +272,11 @@ class VM(_message.Message):
         charged: _abc.Iterable[_resources_pb2.Quantity] | None = ...,
         stale: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "cpu_floor_milli", b"cpu_floor_milli", "create_time", b"create_time", "disks", b"disks", "epoch", b"epoch", "etag", b"etag", "flavor", b"flavor", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "nics", b"nics", "node", b"node", "operation", b"operation", "reason", b"reason", "service_class", b"service_class", "stale", b"stale", "state", b"state", "uid", b"uid", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "cpu_floor_milli", b"cpu_floor_milli", "create_time", b"create_time", "disks", b"disks", "drift", b"drift", "epoch", b"epoch", "etag", b"etag", "flavor", b"flavor", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "nics", b"nics", "node", b"node", "operation", b"operation", "reason", b"reason", "service_class", b"service_class", "stale", b"stale", "state", b"state", "uid", b"uid", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
