@@ -23,6 +23,7 @@ from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.adapters.grpc_nodes import GrpcNodes
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import Verb
+from scheduler.core.turns import Limits
 from scheduler.engine.driving import Driver, Verbs
 from scheduler.engine.election import LEASE_TTL_S, Election, Term
 from scheduler.engine.fenced_nodes import FencedNodes
@@ -32,6 +33,7 @@ from scheduler.engine.mirror import Mirror
 from scheduler.engine.owed_removals import OwedRemovals
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.retention import Retention
+from scheduler.engine.turns import Turns
 from scheduler.engine.writer import Writer
 from scheduler.ports import Store, StoreStatus, StoreUnavailable
 from scheduler.rpc.api import Api
@@ -75,6 +77,7 @@ class Replica:
     operation_retention_h: int = 24
     lease_ttl_s: int = LEASE_TTL_S
     beat_write_pause_s: float = WRITE_PAUSE_S
+    migration_limits: Limits = field(default_factory=Limits)
     clock: Clock = field(default_factory=SystemClock)
     ids: IdSource = field(default_factory=SystemIds)
     notifier: Notifier | None = None
@@ -92,6 +95,7 @@ async def main(settings: Settings, shutdown: Shutdown, notifier: Notifier) -> No
         settings.listen,
         settings.insecure_listen,
         settings.operation_retention_h,
+        migration_limits=Limits(settings.migrations_out, settings.migrations_in),
         clock=clock,
         notifier=notifier,
     )
@@ -111,7 +115,8 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     liveness = Liveness(replica.replica_id, replica.store, clock, replica.beat_write_pause_s)
     agents = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
     gateway = FencedNodes(agents, mirror)
-    driver = Driver(mirror, writer, gateway, clock, FLOWS)
+    turns = Turns(replica.migration_limits, clock, liveness.health)
+    driver = Driver(mirror, writer, gateway, clock, FLOWS, turns)
     retention = Retention(writer, clock, replica.operation_retention_h)
     removals = OwedRemovals(mirror, writer, gateway, clock)
     api = Api(
@@ -126,6 +131,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
         clock,
         replica.ids,
         driver.waiting_for,
+        turns,
     )
     server = build_server(
         cluster=replica.tls.material.principal.cluster, access=ACCESS, clock=clock, ids=replica.ids, insecure=bool(replica.insecure_listen)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from scheduler.core.turns import RECEIVES_AT_ONCE, SENDS_AT_ONCE
+
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
@@ -30,7 +32,10 @@ class EtcdSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One replica. `listen` is host:port; `insecure_listen`, if set, is a loopback host:port or unix:/path where users need no certificate."""
+    """One replica. `listen` is host:port; `insecure_listen`, if set, is a loopback host:port or unix:/path where users need no certificate.
+
+    `migrations_out`, `migrations_in`: live migrations that a node sends and receives at once; the same on every replica.
+    """
 
     tls: TlsSettings
     etcd: EtcdSettings
@@ -38,7 +43,11 @@ class Settings:
     insecure_listen: str = ""
     log_level: str = "info"
     operation_retention_h: int = 24
+    migrations_out: int = SENDS_AT_ONCE
+    migrations_in: int = RECEIVES_AT_ONCE
 
     def __post_init__(self) -> None:
         if self.operation_retention_h < 1:
             raise ValueError("operation_retention_h must be 1 or more: a repeated request must find its operation")
+        if min(self.migrations_out, self.migrations_in) < 1:
+            raise ValueError("migrations_out and migrations_in must be 1 or more: a move that waits must have its turn")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hostler.errors import FailedPrecondition, NotFound, Reason
 from hostler.model.owner import Owner, OwnerState
+from hostler.model.records import Priority
 from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
 from scheduler.core.claims import Adding
 from scheduler.core.decide_power import check_etag, idle_vm
@@ -21,7 +22,14 @@ from scheduler.core.transaction import Transaction
 
 
 def migrate_vm(
-    state: ClusterState, request: Request, vm_id: str, etag: str, destination_node_id: str, bandwidth_mib_s: int, policy: Policy
+    state: ClusterState,
+    request: Request,
+    vm_id: str,
+    etag: str,
+    destination_node_id: str,
+    bandwidth_mib_s: int,
+    policy: Policy,
+    priority: Priority = Priority.NORMAL,
 ) -> Accepted:
     """Charge the destination too; H0 of a VM that runs: mark the owner record. Raises as start_vm, and NoCapacity with the reason for every node."""
     if (repeat := repeat_of(state, request)) is not None:
@@ -36,6 +44,7 @@ def migrate_vm(
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)
     migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch, cold=cold)
+    migration = replace(migration, priority=priority, named=bool(destination_node_id))
     accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {answer.node_id}.")
     operation = replace(accepted, phase=RESERVED, phases=(replace(accepted.phases[0], phase=RESERVED),), migration=migration)
     claim = ClaimRecord(vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation.operation_id)

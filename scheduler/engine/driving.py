@@ -19,6 +19,7 @@ from scheduler.core.steps import By
 from scheduler.core.transaction import Transaction
 from scheduler.engine.election import Term
 from scheduler.engine.mirror import Mirror
+from scheduler.engine.turns import Turns
 from scheduler.engine.writer import Writer
 from scheduler.ports import NodeGateway, NodeUnreachable, Order
 
@@ -46,6 +47,7 @@ class Run:
     writer: Writer
     clock: Clock
     term: Term
+    turns: Turns
     waiting_for: str = ""
 
     @property
@@ -91,12 +93,13 @@ class Verbs:
 class Driver:
     """`lead(term)` drives every undone operation until it is cancelled or the leadership is lost."""
 
-    def __init__(self, mirror: Mirror, writer: Writer, nodes: NodeGateway, clock: Clock, flows: Mapping[Verb, Verbs]) -> None:
+    def __init__(self, mirror: Mirror, writer: Writer, nodes: NodeGateway, clock: Clock, flows: Mapping[Verb, Verbs], turns: Turns) -> None:
         self._mirror = mirror
         self._writer = writer
         self._nodes = nodes
         self._clock = clock
         self._flows = flows
+        self._turns = turns
         self._runs: dict[str, Run] = {}
 
     def waiting_for(self, operation_id: str) -> str:
@@ -111,7 +114,7 @@ class Driver:
                     revision = self._mirror.state.revision
                     for operation_id, kept in list(self._mirror.state.operations.items()):
                         if not kept.record.done and operation_id not in self._runs:
-                            run = Run(operation_id, self._nodes, self._mirror, self._writer, self._clock, term)
+                            run = Run(operation_id, self._nodes, self._mirror, self._writer, self._clock, term, self._turns)
                             self._runs[operation_id] = run
                             group.create_task(self._drive(run), name=f"drive {operation_id}")
                     await self._mirror.await_change(revision, RETRY_MOST_S)

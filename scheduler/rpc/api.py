@@ -21,6 +21,7 @@ from scheduler.engine.codec import decode
 from scheduler.engine.liveness import Liveness
 from scheduler.engine.mirror import Change, Mirror, put_record
 from scheduler.engine.progress import ProgressReader
+from scheduler.engine.turns import Turns
 from scheduler.engine.writer import Writer
 from scheduler.ports import NodeGateway, RevisionCompacted, Store, StoreUnavailable
 from scheduler.rpc.wire import operation_to_wire
@@ -60,6 +61,7 @@ class Api:
     clock: Clock
     ids: IdSource
     waiting_for: Callable[[str], str]
+    turns: Turns
 
     async def read(self) -> ClusterState:
         """The newest state, with this replica's judgement of every node's health."""
@@ -86,12 +88,14 @@ class Api:
             return would
         operation = await self.writer.accept(judged)
         kept = self.mirror.state.operations.get(operation.operation_id)
-        return operation_to_wire(self.mirror.state, kept.record if kept is not None else operation)
+        operation = kept.record if kept is not None else operation
+        return operation_to_wire(self.mirror.state, operation, self.turns.why_not(self.mirror.state, operation))
 
     async def operation_to_wire(self, state: ClusterState, operation: OperationRecord) -> operation_pb2.Operation:
         """With progress and what it waits for, where this replica knows."""
         progress = await self.progress.of(operation) if not operation.done else None
-        return operation_to_wire(state, operation, self.waiting_for(operation.operation_id), progress)
+        waits = self.turns.why_not(state, operation) or self.waiting_for(operation.operation_id)
+        return operation_to_wire(state, operation, waits, progress)
 
     # ---- lists
 

@@ -15,7 +15,7 @@ from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_power import delete_vm, reboot_vm, start_vm, stop_vm
 from scheduler.core.state import ClusterState
 from scheduler.rpc.api import Api
-from scheduler.rpc.wire import vm_to_wire
+from scheduler.rpc.wire import priority_from_wire, vm_to_wire
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -88,9 +88,9 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             *checks.between("bandwidth_mib_s", request.bandwidth_mib_s, 0, checks.MAX_BANDWIDTH_MIB_S),
         )
         vm_id, asked = self._about(request)
-        destination = request.destination_node.removeprefix("nodes/")
+        destination, priority = request.destination_node.removeprefix("nodes/"), priority_from_wire(request.priority)
         return await self._api.accept(
-            lambda state: migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy),
+            lambda state: migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy, priority),
             request.validate_only,
         )
 

@@ -1,6 +1,7 @@
 """The cluster's records -> API messages: what is told of a VM, a node, an operation by somebody who knows the nodes' health."""
 
 from hostler.api.type.v1 import node_pb2, operation_pb2, resources_pb2, vm_pb2, volume_pb2
+from hostler.model.records import Priority
 from hostler.server import api_wire
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, ledger_to_wire
 from scheduler.core.decide_fence import is_fenced
@@ -84,6 +85,11 @@ def _pool_to_wire(state: ClusterState, pool_id: str, node: NodeRecord) -> volume
 
 
 # ---- wishes
+
+
+def priority_from_wire(priority: operation_pb2.Operation.Priority.ValueType) -> Priority:
+    """Not said: NORMAL."""
+    return Priority(operation_pb2.Operation.Priority.Name(priority)) if priority else Priority.NORMAL
 
 
 def wished_flavor(flavor_id: str, flavor: vm_pb2.Flavor) -> FlavorRecord:

@@ -25,10 +25,11 @@ from hostler.api.cluster.v1 import (
     volumes_pb2_grpc,
 )
 from hostler.api.type.v1.node_pb2 import Node
+from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
 from hostler.api.type.v1.volume_pb2 import Volume
 from hostler.connection import Api
-from hostler.errors import Reason
+from hostler.errors import Reason, Violation, invalid
 from hostler.machines import Machines, full, mutation, service_class_of, wanted_vm
 from hostler.operations import OperationHandle
 from hostler.settings import settings
@@ -136,16 +137,21 @@ class Cluster(Machines):
         to: str | None = None,
         *,
         bandwidth_mib_s: int = 0,
+        priority: str = "",
         etag: str = "",
         validate_only: bool = False,
         request_id: str = "",
     ) -> OperationHandle:
-        """Move it to the node `to` or to one that the scheduler chooses: while it runs, or, off, without a copy. `bandwidth_mib_s` 0: no limit."""
+        """Move it to the node `to` or to one that the scheduler chooses: while it runs, or, off, without a copy.
+
+        `bandwidth_mib_s` 0: no limit. `priority`: "low", "normal" or "high", among those that wait for the same nodes.
+        """
         request = vms_pb2.MigrateVMRequest(
             name=full("vms", name),
             etag=etag,
             destination_node=full("nodes", to or ""),
             bandwidth_mib_s=bandwidth_mib_s,
+            priority=_priority_of(priority),
             **mutation(request_id, validate_only),
         )
         return await self._accepted(lambda stubs: stubs.vms.MigrateVM, request)
@@ -249,3 +255,12 @@ class Cluster(Machines):
         """VMs made with it keep their size."""
         request = flavors_pb2.DeleteFlavorRequest(name=full("flavors", name), **mutation(request_id, validate_only))
         await self._connection.call(lambda stubs: stubs.flavors.DeleteFlavor, request, already_gone=Empty())
+
+
+def _priority_of(name: str) -> "Operation.Priority.ValueType":
+    """`low`, `normal`, `high`; empty: not said."""
+    if not name:
+        return Operation.PRIORITY_UNSPECIFIED
+    if name.upper() not in ("LOW", "NORMAL", "HIGH"):
+        raise invalid(Violation("priority", f"{name!r} is none of low, normal, high"))
+    return Operation.Priority.Value(name.upper())

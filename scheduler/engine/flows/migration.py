@@ -24,6 +24,7 @@ from scheduler.core.steps import (
 )
 from scheduler.engine.driving import Run, Verbs
 from scheduler.engine.flows import cold_migration
+from scheduler.engine.turns import LOOK_AGAIN_S
 from scheduler.ports import Departure, NodeUnreachable
 
 POLL_S = 0.5
@@ -58,23 +59,47 @@ async def step(run: Run) -> None:
 
 async def _prepare(run: Run, migration: Migration) -> None:
     """H1."""
-    if await _cancelled(run):
+    if await _cancelled(run) or not await _has_its_turn(run):
         return
     claim = run.state.claims[(migration.destination_node_id, run.vm.record.vm_id)].record
     domain = replace(run.vm.record.domain, charged=claim.charged)
     prepared = await run.nodes.prepare_incoming(migration.destination_node_id, run.order(), domain, migration.source_node_id)
     by = run.by()
     await run.write(
-        lambda state: enter_phase(
-            state,
-            run.operation_id,
-            RESERVED,
-            DESTINATION_READY,
-            "The destination is ready.",
-            by,
-            change_migration=lambda m: replace(m, tunnel_endpoint=prepared.tunnel_endpoint, disks=prepared.disks),
+        lambda state: (
+            None
+            if run.turns.why_not(state, run.operation)
+            else enter_phase(
+                state,
+                run.operation_id,
+                RESERVED,
+                DESTINATION_READY,
+                "The destination is ready.",
+                by,
+                change_migration=lambda m: replace(m, tunnel_endpoint=prepared.tunnel_endpoint, disks=prepared.disks),
+            )
         )
     )
+
+
+async def _has_its_turn(run: Run) -> bool:
+    """False once it was cancelled, or given up because one of its ends did not answer for too long."""
+    answered_s = run.clock.monotonic_s()
+    while why := run.turns.why_not(run.state, run.operation):
+        run.waiting_for, now_s = why, run.clock.monotonic_s()
+        migration = run.operation.migration
+        assert migration is not None
+        silent = run.turns.silent(run.state) & {migration.source_node_id, migration.destination_node_id}
+        if not silent:
+            answered_s = now_s
+        elif now_s - answered_s > SILENT_SOURCE_LIMIT_S:
+            await _abort(run, "NODE_UNREACHABLE", f"{min(silent)} did not answer while the migration waited for its turn.")
+            return False
+        await run.mirror.await_change(run.state.revision, LOOK_AGAIN_S)
+        if run.operation.cancel_requested or run.operation.phase != RESERVED:
+            return False
+    run.waiting_for = ""
+    return True
 
 
 async def _copy(run: Run, migration: Migration) -> None:

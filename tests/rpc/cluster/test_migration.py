@@ -93,7 +93,8 @@ async def test_an_error_of_the_hypervisor_is_not_a_verdict(fault: MigrationFault
     assert guest.executing == (after.node.removeprefix("nodes/"),)
     assert (after.node != vm.node) == (done.state == SUCCEEDED)
     assert claims(cluster) == {after.node.removeprefix("nodes/"): {"web-1"}}
-    again = await client.wait(await client.migrate("web-1"))
+    other = "n2" if after.node != "nodes/n2" else "n1"
+    again = await client.wait(await client.migrate("web-1", other))
     assert again.state == SUCCEEDED, again.error.message
 
 

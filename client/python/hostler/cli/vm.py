@@ -1,5 +1,6 @@
 """`hostler vm`."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -238,6 +239,14 @@ def delete(
     run(ctx, work)
 
 
+class Priority(StrEnum):
+    """--priority"""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 @app.command()
 @app.command("move", hidden=True)
 def migrate(
@@ -245,6 +254,9 @@ def migrate(
     name: Name,
     to: Annotated[str, typer.Option(help="The node it goes to; default: the scheduler chooses.", autocompletion=completion.nodes)] = "",
     bandwidth: Annotated[int, typer.Option(metavar="MIB/S", help="Limit of the copy; 0: none.")] = 0,
+    priority: Annotated[
+        Priority | None, typer.Option(help="Who goes first when several wait for the same node.", case_sensitive=False)
+    ] = None,
     etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
@@ -254,11 +266,19 @@ def migrate(
 ) -> None:
     """Move a VM while it runs, or one that is off without a copy. Ends with where from, where to, time, bytes and downtime.
 
-    Example: hostler vm migrate web-1 --to n2 --bandwidth 200
+    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200; hostler vm migrate web-2 --priority high --no-wait
     """
 
     async def work(cluster: "Cluster") -> None:
-        handle = await cluster.migrate_vm(name, to, bandwidth_mib_s=bandwidth, etag=etag, validate_only=dry_run, request_id=request_id)
+        handle = await cluster.migrate_vm(
+            name,
+            to,
+            bandwidth_mib_s=bandwidth,
+            priority=priority.value if priority else "",
+            etag=etag,
+            validate_only=dry_run,
+            request_id=request_id,
+        )
         await finish(handle, Ending(wait, timeout, output), moved)
 
     run_cluster(ctx, work)

@@ -142,11 +142,19 @@ class PhaseEntry:
     driver: str
 
 
+class Priority(StrEnum):
+    """Which migration goes first when several wait for the same node."""
+
+    LOW = "LOW"
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them.
 
-    `cold`: the VM is off, and changes its owner without a copy.
+    `cold`: the VM is off, and changes its owner without a copy. `named`: whoever asked has chosen the destination.
     """
 
     source_node_id: str
@@ -161,6 +169,8 @@ class Migration:
     downtime_ms: int = 0
     committed_epoch: int = 0
     cold: bool = False
+    priority: Priority = Priority.NORMAL
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

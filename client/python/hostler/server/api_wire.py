@@ -128,6 +128,7 @@ def operation_to_wire(
                 downtime_ms=operation.migration.downtime_ms,
                 committed_epoch=operation.migration.committed_epoch,
                 cold=operation.migration.cold,
+                priority=operation_pb2.Operation.Priority.Value(operation.migration.priority.value),
             )
         )
     if operation.done:

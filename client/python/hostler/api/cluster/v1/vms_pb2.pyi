@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hostler.api.type.v1 import operation_pb2 as _operation_pb2
 from hostler.api.type.v1 import vm_pb2 as _vm_pb2
 import builtins as _builtins
 import sys
@@ -311,6 +312,7 @@ class MigrateVMRequest(_message.Message):
     BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}`."""
     etag: _builtins.str
@@ -323,6 +325,11 @@ class MigrateVMRequest(_message.Message):
     """As in CreateVMRequest."""
     validate_only: _builtins.bool
     """As in CreateVMRequest."""
+    priority: _operation_pb2.Operation.Priority.ValueType
+    """A node sends and receives a few live migrations at once; more wait in the phase RESERVED, by priority and then in order of acceptance, and say
+    in `reason` what they wait for. After a failed copy of the same VM the next is held back for 20 s, then twice as long each time, at most 5 min,
+    unless its priority is HIGH or destination_node is given.
+    """
     def __init__(
         self,
         *,
@@ -332,10 +339,11 @@ class MigrateVMRequest(_message.Message):
         bandwidth_mib_s: _builtins.int = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        priority: _operation_pb2.Operation.Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "destination_node", b"destination_node", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "destination_node", b"destination_node", "etag", b"etag", "name", b"name", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

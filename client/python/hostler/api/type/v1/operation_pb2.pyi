@@ -66,6 +66,33 @@ class Operation(_message.Message):
     CANCELLED: Operation.State.ValueType  # 5
     """Stopped on request before its point of no return, and rolled back; `error` is set."""
 
+    class _Priority:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Operation._Priority.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PRIORITY_UNSPECIFIED: Operation._Priority.ValueType  # 0
+        """NORMAL."""
+        LOW: Operation._Priority.ValueType  # 1
+        """After all others: rebalancing, what has time."""
+        NORMAL: Operation._Priority.ValueType  # 2
+        """What a person asks for, unless they say otherwise."""
+        HIGH: Operation._Priority.ValueType  # 3
+        """Before all others, and at once even if the VM's last copy failed: what cannot wait."""
+
+    class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+        """Which migration goes first when several wait for the same node. Waiting raises it by one step every five minutes."""
+
+    PRIORITY_UNSPECIFIED: Operation.Priority.ValueType  # 0
+    """NORMAL."""
+    LOW: Operation.Priority.ValueType  # 1
+    """After all others: rebalancing, what has time."""
+    NORMAL: Operation.Priority.ValueType  # 2
+    """What a person asks for, unless they say otherwise."""
+    HIGH: Operation.Priority.ValueType  # 3
+    """Before all others, and at once even if the VM's last copy failed: what cannot wait."""
+
     @_typing.final
     class PhaseEntry(_message.Message):
         """One phase the operation has entered."""
@@ -145,6 +172,7 @@ class Operation(_message.Message):
         DOWNTIME_MS_FIELD_NUMBER: _builtins.int
         COMMITTED_EPOCH_FIELD_NUMBER: _builtins.int
         COLD_FIELD_NUMBER: _builtins.int
+        PRIORITY_FIELD_NUMBER: _builtins.int
         source_node: _builtins.str
         """The node it leaves: `nodes/{node}`."""
         destination_node: _builtins.str
@@ -159,6 +187,8 @@ class Operation(_message.Message):
         """The VM's epoch after the commit; 0 before it."""
         cold: _builtins.bool
         """The VM was off: it changed its node without a copy, and bytes_transferred and downtime_ms are 0."""
+        priority: Global___Operation.Priority.ValueType
+        """Its place in the queue of its nodes."""
         def __init__(
             self,
             *,
@@ -169,10 +199,11 @@ class Operation(_message.Message):
             downtime_ms: _builtins.int = ...,
             committed_epoch: _builtins.int = ...,
             cold: _builtins.bool = ...,
+            priority: Global___Operation.Priority.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_ms", b"downtime_ms", "source_node", b"source_node", "total_ms", b"total_ms"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_ms", b"downtime_ms", "priority", b"priority", "source_node", b"source_node", "total_ms", b"total_ms"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
