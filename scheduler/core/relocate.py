@@ -6,9 +6,9 @@ every guest before it is heard, and finds another owner in the VM's record.
 
 from dataclasses import replace
 
-from hostler.model.owner import Owner, OwnerState
 from scheduler.core.accept import Accepted, charge, journal
 from scheduler.core.claims import Adding
+from scheduler.core.cold_steps import relocated
 from scheduler.core.moving import moved_request
 from scheduler.core.placement.explain import no_capacity
 from scheduler.core.placement.place import NoFit, place, seed_of
@@ -27,8 +27,7 @@ def start_elsewhere(state: ClusterState, kept: Kept[VMRecord], operation: Operat
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)
     operation = replace(operation, reason=f"Its node {left} is fenced; claimed on {answer.node_id}.")
-    owner = Owner(vm.owner.epoch + 1, answer.node_id, answer.incarnation, OwnerState.STOPPED)
-    moved = replace(vm, owner=owner, operation_id=operation.operation_id, domain=replace(vm.domain, charged=answer.charged))
+    moved = replace(relocated(vm, answer.node_id, answer.incarnation, answer.charged), operation_id=operation.operation_id)
     claim = ClaimRecord(vm.vm_id, vm.uid, answer.node_id, ClaimKind.RUN, answer.charged, "")
     nodes = {node_key(node_id): state.nodes[node_id].revision for node_id in (left, answer.node_id)}
     transaction = (

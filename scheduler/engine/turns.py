@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from hostler.server.clock import Clock, wall_ms
+from scheduler.core.decide_fence import is_fenced
 from scheduler.core.records import OperationRecord
 from scheduler.core.state import ClusterState
 from scheduler.core.steps import RESERVED
@@ -32,6 +33,8 @@ class Turns:
         return self._known[1].get(operation.operation_id, "")
 
     def silent(self, state: ClusterState) -> frozenset[str]:
-        """Nodes that do not answer, or whose hypervisor does not."""
+        """Nodes that do not answer, or whose hypervisor does not; for one that is fenced nobody waits: its part ends at once."""
         state.health = self._health()
-        return frozenset(node_id for node_id in state.nodes if state.health_of(node_id) is not Health.READY)
+        return frozenset(
+            node_id for node_id in state.nodes if state.health_of(node_id) is not Health.READY and not is_fenced(state, node_id)
+        )
