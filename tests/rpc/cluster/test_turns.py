@@ -15,12 +15,12 @@ Operation = operation_pb2.Operation
 
 
 async def stalled(client: Client, cluster: DevCluster, number: int) -> list[Operation]:
-    """So many VMs leave n1 and copy for ever."""
+    """So many VMs leave n1 for n2 and copy for ever."""
     operations = []
     for index in range(number):
         vm = await client.made(f"slow-{index}", node="nodes/n1")
         cluster.world.script_migration(vm.uid, MigrationFault.STALLS)
-        operations.append(await client.until_phase(await client.migrate(f"slow-{index}"), "COPYING"))
+        operations.append(await client.until_phase(await client.migrate(f"slow-{index}", "n2"), "COPYING"))
     return operations
 
 
@@ -34,7 +34,7 @@ async def cancel(client: Client, operation: Operation) -> Operation:
 
 
 async def high(client: Client, vm_id: str) -> Operation:
-    request = vms_pb2.MigrateVMRequest(name=f"vms/{vm_id}", priority=Operation.HIGH)
+    request = vms_pb2.MigrateVMRequest(name=f"vms/{vm_id}", destination_node="nodes/n3", priority=Operation.HIGH)
     return await client.vms.MigrateVM(request, timeout=CALL_S)
 
 
@@ -45,7 +45,7 @@ async def test_the_third_waits_says_why_on_every_replica_and_takes_the_turn_that
     first, second = await stalled(client, cluster, 2)
     for name in ("normal", "urgent", "cancelled"):
         await client.made(name, node="nodes/n1")
-    normal, cancelled = await client.migrate("normal"), await client.migrate("cancelled")
+    normal, cancelled = await client.migrate("normal", "n3"), await client.migrate("cancelled", "n3")
     urgent = await high(client, "urgent")
     for replica in ("s1", "s2"):
         asked = connect(replica)
@@ -69,7 +69,7 @@ async def test_the_queue_outlives_its_driver(client: Client, connect: Connect, c
     """Moves that are forgotten, or all begun at once, when another replica takes over."""
     first, _ = await stalled(client, cluster, 2)
     await client.made("web", node="nodes/n1")
-    waiting = await client.migrate("web")
+    waiting = await client.migrate("web", "n3")
     victim = (await get(client, first)).phases[-1].driver.partition("@")[0]
     other = connect("s2" if victim == "s1" else "s1")
     await cluster.schedulers[victim].kill()
