@@ -248,6 +248,7 @@ class Departure:
     tunnel_endpoint: str
     disks: tuple[tuple[str, str, str], ...]
     bandwidth_mib_s: int
+    max_downtime_ms: int
 
 
 class NodeGateway(Protocol):
@@ -277,6 +278,8 @@ class NodeGateway(Protocol):
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
 
     async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport: ...
+
+    async def tune_outgoing(self, node_id: str, order: Order, bandwidth_mib_s: int, max_downtime_ms: int) -> HandoffReport: ...
 
     async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport: ...
 

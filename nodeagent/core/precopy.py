@@ -12,11 +12,10 @@ A copy is given up when throttling is spent and nothing is gained, or when nothi
 import math
 from dataclasses import dataclass, replace
 
+from hostler.model.copy import DEFAULT_DOWNTIME_MS
 from nodeagent.core.observed import MigrationProgress
 
 MIB = 1 << 20
-DEFAULT_DOWNTIME_MS = 300
-"""QEMU's own default: what most services and TCP do not notice."""
 
 SHRINKS = 0.5
 """An iteration that leaves more than this share of the one before is not worth it. QEMU takes a step of its throttle above the same share."""

@@ -18,7 +18,7 @@ from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Outgoing
 from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress, Power
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
-from nodeagent.core.precopy import Course, GiveUp, GoOn, Tune, next_move
+from nodeagent.core.precopy import Course, GiveUp, GoOn, Limits, Tune, next_move
 from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
@@ -162,7 +162,22 @@ class OutgoingHandoffs:
             begin_ms=handoff.begin_ms,
             suspend_ms=handoff.suspend_ms,
             hypervisor_downtime_ms=handoff.hypervisor_downtime_ms,
+            remaining_bytes=run.seen.remaining_bytes if run and run.seen else 0,
+            dirty_bytes_per_s=run.seen.dirty_bytes_per_s if run and run.seen else 0,
+            throttle_percent=handoff.throttle_percent,
+            iterations=handoff.iterations,
+            bandwidth_mib_s=handoff.bandwidth_mib_s,
+            max_downtime_ms=handoff.max_downtime_ms,
         )
+
+    async def tune(self, operation_id: str, limits: Limits) -> HandoffReport:
+        """Other limits, from the next look on, which is now. They are not journaled here: whoever set them asks for them again if they are lost."""
+        run = self._runs.get(operation_id)
+        if run is not None and run.handoff.limits != limits:
+            run.handoff = replace(run.handoff, bandwidth_mib_s=limits.bandwidth_mib_s, max_downtime_ms=limits.max_downtime_ms)
+            self._state.note_outgoing(run.handoff)
+            run.wake.set()
+        return await self.report(operation_id)
 
     async def await_end(self, operation_id: str, timeout_s: float) -> HandoffReport:
         """The report once the handoff has ended here, or as it is after the timeout; nudges it to read the owner record now."""

@@ -6,6 +6,7 @@ from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
 from hostler.model.copy import HandoffReport, Stage
 from hostler.server.internal_wire import domain_from_wire, report_to_wire, status_to_wire, volume_from_wire
 from nodeagent.core.definitions import Command, DiskTarget, Outgoing
+from nodeagent.core.precopy import Limits
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.outgoing import OutgoingHandoffs
@@ -71,8 +72,13 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             disks=tuple(DiskTarget(d.volume_uid, d.identity, d.path) for d in request.disks),
             bandwidth_mib_s=request.bandwidth_mib_s,
             stage=Stage.PREPARED,
+            max_downtime_ms=request.max_downtime_ms,
         )
         return report_to_wire(await self._outgoing.start(command, handoff))
+
+    async def TuneOutgoing(self, request: agent_pb2.TuneOutgoingRequest, context: Context) -> agent_pb2.HandoffReport:
+        limits = Limits(request.bandwidth_mib_s, request.max_downtime_ms)
+        return report_to_wire(await self._outgoing.tune(request.command.operation_id, limits))
 
     async def InspectHandoff(self, request: agent_pb2.InspectHandoffRequest, context: Context) -> agent_pb2.HandoffReport:
         if request.operation_id in self._state.outgoing:

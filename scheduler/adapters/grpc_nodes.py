@@ -83,8 +83,13 @@ class GrpcNodes:
             tunnel_endpoint=departure.tunnel_endpoint,
             disks=[agent_pb2.DiskIdentity(volume_uid=u, identity=i, path=p) for u, i, p in departure.disks],
             bandwidth_mib_s=departure.bandwidth_mib_s,
+            max_downtime_ms=departure.max_downtime_ms,
         )
         return report_from_wire(await self._ask(node_id, lambda stub: stub.StartOutgoing(request, timeout=QUICK_S)))
+
+    async def tune_outgoing(self, node_id: str, order: Order, bandwidth_mib_s: int, max_downtime_ms: int) -> HandoffReport:
+        request = agent_pb2.TuneOutgoingRequest(command=_command(order), bandwidth_mib_s=bandwidth_mib_s, max_downtime_ms=max_downtime_ms)
+        return report_from_wire(await self._ask(node_id, lambda stub: stub.TuneOutgoing(request, timeout=QUICK_S)))
 
     async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport:
         request = agent_pb2.InspectHandoffRequest(operation_id=order.operation_id, vm_uid=order.vm_uid)

@@ -3,7 +3,7 @@
 One that is off moves cold: its owner record stays as it is, STOPPED, until the source's agent has said that it runs no copy.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hostler.errors import FailedPrecondition, NotFound, Reason
 from hostler.model.owner import Owner, OwnerState
@@ -15,10 +15,40 @@ from scheduler.core.moving import moved_request
 from scheduler.core.placement.explain import no_capacity
 from scheduler.core.placement.place import NoFit, Placement, place, seed_of
 from scheduler.core.placement.policy import Policy
-from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, node_key, vm_key
+from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, node_key, operation_key, vm_key
 from scheduler.core.state import ClusterState
-from scheduler.core.steps import RESERVED
+from scheduler.core.steps import COPYING, DESTINATION_READY, RESERVED
 from scheduler.core.transaction import Transaction
+
+TUNABLE = frozenset({RESERVED, DESTINATION_READY, COPYING})
+"""Phases in which another limit still changes something."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChange:
+    """What a copy may take from now on; None: as it is. `bandwidth_mib_s` 0: no limit; `max_downtime_ms` 0: the default."""
+
+    bandwidth_mib_s: int | None
+    max_downtime_ms: int | None
+
+
+def tune_migration(state: ClusterState, operation_id: str, change: LimitsChange) -> Transaction | None:
+    """Other limits for a migration that has not ended its copy; None: it has them already. Raises NotFound, FailedPrecondition."""
+    kept = state.operations.get(operation_id)
+    if kept is None:
+        raise NotFound(Reason.OPERATION_NOT_FOUND, "There is no such operation.", "See `hostler op list`.")
+    operation, migration = kept.record, kept.record.migration
+    if migration is None or migration.cold:
+        raise FailedPrecondition(Reason.NOT_TUNABLE, "This operation copies no memory.", "Only a live migration has limits.")
+    if operation.done or operation.phase not in TUNABLE:
+        raise FailedPrecondition(Reason.NOT_TUNABLE, "The copy has ended: its limits change nothing any more.")
+    changed = replace(
+        migration,
+        bandwidth_mib_s=migration.bandwidth_mib_s if change.bandwidth_mib_s is None else change.bandwidth_mib_s,
+        max_downtime_ms=migration.max_downtime_ms if change.max_downtime_ms is None else change.max_downtime_ms,
+    )
+    key = operation_key(operation_id)
+    return None if changed == migration else Transaction({key: kept.revision}, {key: replace(operation, migration=changed)})
 
 
 def migrate_vm(
@@ -30,6 +60,7 @@ def migrate_vm(
     bandwidth_mib_s: int,
     policy: Policy,
     priority: Priority = Priority.NORMAL,
+    max_downtime_ms: int = 0,
 ) -> Accepted:
     """Charge the destination too; H0 of a VM that runs: mark the owner record. Raises as start_vm, and NoCapacity with the reason for every node."""
     if (repeat := repeat_of(state, request)) is not None:
@@ -44,7 +75,7 @@ def migrate_vm(
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)
     migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch, cold=cold)
-    migration = replace(migration, priority=priority, named=bool(destination_node_id))
+    migration = replace(migration, priority=priority, named=bool(destination_node_id), max_downtime_ms=max_downtime_ms)
     accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {answer.node_id}.")
     operation = replace(accepted, phase=RESERVED, phases=(replace(accepted.phases[0], phase=RESERVED),), migration=migration)
     claim = ClaimRecord(vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation.operation_id)

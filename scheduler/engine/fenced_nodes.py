@@ -68,6 +68,10 @@ class FencedNodes:
         self._must_be_up(node_id)
         return await self._nodes.start_outgoing(node_id, order, departure)
 
+    async def tune_outgoing(self, node_id: str, order: Order, bandwidth_mib_s: int, max_downtime_ms: int) -> HandoffReport:
+        self._must_be_up(node_id)
+        return await self._nodes.tune_outgoing(node_id, order, bandwidth_mib_s, max_downtime_ms)
+
     async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport:
         return _gone(node_id, order, Stage.NONE) if self._fenced(node_id) else await self._nodes.inspect_handoff(node_id, order)
 

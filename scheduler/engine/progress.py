@@ -2,6 +2,7 @@
 
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import HostlerError
+from hostler.model.copy import HandoffReport
 from hostler.server.clock import Clock
 from scheduler.core.records import OperationRecord
 from scheduler.core.steps import COPYING
@@ -30,6 +31,8 @@ class ProgressReader:
         if known is not None and now_s - known[0] < FRESH_S:
             return known[1]
         progress = await self._ask(operation, operation.migration.source_node_id)
+        if progress is not None and known is not None and known[1] is not None:  # each pass adds to the whole: what was said stays said
+            progress.percent = max(progress.percent, known[1].percent)
         self._known[operation.operation_id] = (now_s, progress)
         return progress
 
@@ -47,5 +50,16 @@ class ProgressReader:
             bytes_done=done,
             bytes_total=whole,
             rate_bytes_per_s=rate,
-            eta_s=-(-(whole - done) // rate) if rate and whole > done else 0,
+            eta_s=_eta_s(report),
+            dirty_bytes_per_s=report.dirty_bytes_per_s,
+            throttle_percent=report.throttle_percent,
+            iteration=report.iterations,
+            remaining_bytes=report.remaining_bytes,
         )
+
+
+def _eta_s(report: HandoffReport) -> int:
+    """What is left at the speed at which it gets less; 0: it does not, as things are, or nobody knows."""
+    gained = report.rate_bytes_per_s - report.dirty_bytes_per_s
+    left = report.bytes_total - report.bytes_done
+    return -(-left // gained) if gained > 0 and left > 0 else 0

@@ -8,6 +8,7 @@ from hostler.api.cluster.v1 import operations_pb2, operations_pb2_grpc
 from hostler.api.type.v1 import operation_pb2
 from hostler.errors import NotFound, Reason
 from hostler.server import request_checks as checks
+from scheduler.core.decide_migration import LimitsChange, tune_migration
 from scheduler.core.decide_power import cancel
 from scheduler.core.records import OperationRecord
 from scheduler.core.state import ClusterState
@@ -61,6 +62,20 @@ class OperationService(operations_pb2_grpc.OperationServiceServicer):
         state = await self._api.read()
         return await self._api.operation_to_wire(state, _find(request, state))
 
+    async def TuneMigration(self, request: operations_pb2.TuneMigrationRequest, context: Context) -> operation_pb2.Operation:
+        bandwidth_mib_s = request.bandwidth_mib_s if request.HasField("bandwidth_mib_s") else None
+        max_downtime_ms = request.max_downtime_ms if request.HasField("max_downtime_ms") else None
+        checks.require(
+            request,
+            *checks.between("bandwidth_mib_s", bandwidth_mib_s or 0, 0, checks.MAX_BANDWIDTH_MIB_S),
+            *checks.between("max_downtime_ms", max_downtime_ms or 0, 0, checks.MAX_DOWNTIME_MS),
+        )
+        operation_id = _find(request, await self._api.read()).operation_id
+        change = LimitsChange(bandwidth_mib_s, max_downtime_ms)
+        await self._api.writer.apply(lambda state: tune_migration(state, operation_id, change))
+        state = await self._api.read()
+        return await self._api.operation_to_wire(state, _find(request, state))
+
     async def WatchOperation(
         self, request: operations_pb2.WatchOperationRequest, context: Context
     ) -> AsyncIterator[operations_pb2.WatchOperationResponse]:
@@ -82,6 +97,7 @@ _Named = (
     operations_pb2.GetOperationRequest
     | operations_pb2.WaitOperationRequest
     | operations_pb2.CancelOperationRequest
+    | operations_pb2.TuneMigrationRequest
     | operations_pb2.WatchOperationRequest
 )
 

@@ -86,11 +86,22 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             request,
             *checks.resource("destination_node", request.destination_node, "nodes"),
             *checks.between("bandwidth_mib_s", request.bandwidth_mib_s, 0, checks.MAX_BANDWIDTH_MIB_S),
+            *checks.between("max_downtime_ms", request.max_downtime_ms, 0, checks.MAX_DOWNTIME_MS),
         )
         vm_id, asked = self._about(request)
         destination, priority = request.destination_node.removeprefix("nodes/"), priority_from_wire(request.priority)
         return await self._api.accept(
-            lambda state: migrate_vm(state, asked, vm_id, request.etag, destination, request.bandwidth_mib_s, self._api.policy, priority),
+            lambda state: migrate_vm(
+                state,
+                asked,
+                vm_id,
+                request.etag,
+                destination,
+                request.bandwidth_mib_s,
+                self._api.policy,
+                priority,
+                max_downtime_ms=request.max_downtime_ms,
+            ),
             request.validate_only,
         )
 

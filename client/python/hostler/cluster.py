@@ -138,6 +138,7 @@ class Cluster(Machines):
         *,
         bandwidth_mib_s: int = 0,
         priority: str = "",
+        max_downtime_ms: int = 0,
         etag: str = "",
         validate_only: bool = False,
         request_id: str = "",
@@ -152,9 +153,17 @@ class Cluster(Machines):
             destination_node=full("nodes", to or ""),
             bandwidth_mib_s=bandwidth_mib_s,
             priority=_priority_of(priority),
+            max_downtime_ms=max_downtime_ms,
             **mutation(request_id, validate_only),
         )
         return await self._accepted(lambda stubs: stubs.vms.MigrateVM, request)
+
+    async def tune_migration(self, name: str, *, bandwidth_mib_s: int | None = None, max_downtime_ms: int | None = None) -> OperationHandle:
+        """Other limits for a migration that copies; None: as it is, 0: no limit, 300 ms. Raises FailedPrecondition (NOT_TUNABLE)."""
+        request = operations_pb2.TuneMigrationRequest(
+            name=full("operations", name), bandwidth_mib_s=bandwidth_mib_s, max_downtime_ms=max_downtime_ms
+        )
+        return await self._accepted(lambda stubs: stubs.operations.TuneMigration, request)
 
     # ---- nodes
 

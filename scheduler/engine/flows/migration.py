@@ -116,6 +116,7 @@ async def _copy(run: Run, migration: Migration) -> None:
         migration.tunnel_endpoint,
         migration.disks,
         migration.bandwidth_mib_s,
+        migration.max_downtime_ms,
     )
     await run.nodes.start_outgoing(migration.source_node_id, run.order(), departure)
     await _follow(run, migration)
@@ -135,6 +136,7 @@ async def _follow(run: Run, migration: Migration) -> None:
             if report.stage is Stage.FAILED or report.copy is Copy.ABSENT:
                 await _abort(run, "MIGRATION_FAILED", report.error or "The copy did not complete.")
                 return
+            await _pass_on_limits(run, report)
         except NodeUnreachable as error:
             run.waiting_for = str(error)
             if now_s - heard_s > SILENT_SOURCE_LIMIT_S:
@@ -144,6 +146,15 @@ async def _follow(run: Run, migration: Migration) -> None:
             await _abort(run, "DEADLINE", f"The copy was not complete after {COPY_LIMIT_S:.0f} s.")
             return
         await run.mirror.await_change(revision, POLL_S)
+
+
+async def _pass_on_limits(run: Run, report: HandoffReport) -> None:
+    """Limits that were changed while it copies: the source has those that it reports, whoever told it."""
+    wanted = run.operation.migration
+    if wanted is None or report.stage not in (Stage.PREPARED, Stage.COPYING):
+        return
+    if (wanted.bandwidth_mib_s, wanted.max_downtime_ms) != (report.bandwidth_mib_s, report.max_downtime_ms):
+        await run.nodes.tune_outgoing(wanted.source_node_id, run.order(), wanted.bandwidth_mib_s, wanted.max_downtime_ms)
 
 
 async def _note_commit(run: Run, epoch: int) -> None:
@@ -196,6 +207,8 @@ def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) 
         bytes_transferred=left.bytes_done,
         total_ms=max(0, arrived.resume_ms - left.begin_ms) if left.begin_ms and arrived.resume_ms else 0,
         downtime_ms=max(0, arrived.resume_ms - left.suspend_ms) if left.suspend_ms and arrived.resume_ms else 0,
+        throttle_percent=left.throttle_percent,
+        iterations=left.iterations,
     )
 
 

@@ -81,10 +81,18 @@ def test_bytes() -> None:
 def test_a_migration_ends_with_its_figures() -> None:
     """A figure under the wrong name."""
     facts = Operation.MigrationMetadata(
-        source_node="nodes/n1", destination_node="nodes/n2", bytes_transferred=1 << 20, total_ms=1250, downtime_ms=44
+        source_node="nodes/n1",
+        destination_node="nodes/n2",
+        bytes_transferred=1 << 20,
+        total_ms=1250,
+        downtime_ms=44,
+        max_downtime_ms=300,
+        iterations=5,
+        throttle_percent=60,
     )
     assert migration(Operation(migration=facts)).splitlines() == [
-        "from       n1", "to         n2", "total      1.25 s", "bytes      1 MiB (1048576)", "downtime   44 ms",
+        "from       n1", "to         n2", "total      1.25 s", "bytes      1 MiB (1048576)", "downtime   44 ms, within the 300 ms allowed",
+        "passes     5 over memory, guest slowed by 60 %",
     ]  # fmt: skip
 
 
@@ -93,6 +101,9 @@ def test_progress_as_a_line() -> None:
     progress = Operation.Progress(percent=40, bytes_done=1 << 20, bytes_total=2 << 20, eta_s=3, rate_bytes_per_s=1 << 20)
     operation = Operation(verb="MigrateVM", target="vms/web-1", phase="COPYING", progress=progress)
     assert plain(operation) == "MigrateVM vms/web-1: COPYING 40% 1 MiB of 2 MiB at 1 MiB/s, 3 s left"
+    progress.dirty_bytes_per_s, progress.iteration, progress.throttle_percent = 2 << 20, 3, 49
+    operation.progress.CopyFrom(progress)
+    assert plain(operation).endswith("1 MiB of 2 MiB at 1 MiB/s 2 MiB/s dirtied pass 3 slowed 49%, 3 s left")
 
 
 def test_a_refusal_shows_message_table_and_fix_in_that_order() -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hostler.cli import completion
-from hostler.cli.output import OPERATIONS, Format, say, show
-from hostler.cli.session import Ending, Output, Timeout, Wait, finish, run
+from hostler.cli.output import OPERATIONS, Format, say, short, show
+from hostler.cli.session import Ending, Output, Timeout, Wait, finish, run, run_cluster
 
 if TYPE_CHECKING:
     from hostler.api.type.v1.operation_pb2 import Operation
@@ -78,6 +78,30 @@ def cancel(ctx: typer.Context, name: Name, wait: Wait = True, timeout: Timeout =
             say(show([error.operation], OPERATIONS, output, one=True))
 
     run(ctx, work)
+
+
+@app.command()
+def tune(
+    ctx: typer.Context,
+    name: Name,
+    bandwidth: Annotated[int | None, typer.Option(metavar="MIB/S", help="Limit of the copy; 0: none.")] = None,
+    max_downtime: Annotated[int | None, typer.Option(metavar="MS", help="The longest that the guest may stand still; 0: 300.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Change the limits of a migration while it copies. Example: hostler op tune NAME --bandwidth 64 --max-downtime 500"""
+    if bandwidth is None and max_downtime is None:
+        raise typer.BadParameter("Say --bandwidth, --max-downtime, or both.")
+
+    async def work(cluster: "Cluster") -> None:
+        handle = await cluster.tune_migration(name, bandwidth_mib_s=bandwidth, max_downtime_ms=max_downtime)
+        if output is not Format.TABLE:
+            say(show([handle.operation], OPERATIONS, output, one=True))
+            return
+        limits = handle.operation.migration
+        say(f"op {short(handle.name)}: bandwidth {limits.bandwidth_mib_s or 'no limit'}{' MiB/s' if limits.bandwidth_mib_s else ''}, "
+            f"downtime at most {limits.max_downtime_ms} ms")  # fmt: skip
+
+    run_cluster(ctx, work)
 
 
 def _ended(operation: "Operation") -> str:

@@ -305,7 +305,8 @@ def migration(operation: "Operation") -> str:
         ("to", short(facts.destination_node)),
         ("total", f"{facts.total_ms / 1000:.2f} s"),
         ("bytes", f"{size(facts.bytes_transferred)} ({facts.bytes_transferred})"),
-        ("downtime", f"{facts.downtime_ms} ms"),
+        ("downtime", f"{facts.downtime_ms} ms, {'above' if facts.downtime_exceeded else 'within'} the {facts.max_downtime_ms} ms allowed"),
+        ("passes", f"{facts.iterations} over memory, guest slowed by {facts.throttle_percent} %"),
     ]
     return "\n".join(line(row, (8, 0)) for row in rows)
 

@@ -69,9 +69,12 @@ def plain(operation: "Operation") -> str:
 
 
 def amounts(progress: "Operation.Progress") -> list[str]:
-    """Bytes and rate, as far as they are known."""
+    """Bytes and rates, as far as they are known, and what the copy costs the guest."""
     parts = [f"{size(progress.bytes_done)} of {size(progress.bytes_total)}"] if progress.bytes_total else []
-    return [*parts, f"at {size(progress.rate_bytes_per_s)}/s"] if progress.rate_bytes_per_s else parts
+    parts += [f"at {size(progress.rate_bytes_per_s)}/s"] if progress.rate_bytes_per_s else []
+    parts += [f"{size(progress.dirty_bytes_per_s)}/s dirtied"] if progress.dirty_bytes_per_s else []
+    parts += [f"pass {progress.iteration}"] if progress.iteration > 1 else []
+    return [*parts, f"slowed {progress.throttle_percent}%"] if progress.throttle_percent else parts
 
 
 def left(progress: "Operation.Progress") -> str:

@@ -254,6 +254,7 @@ def migrate(
     name: Name,
     to: Annotated[str, typer.Option(help="The node it goes to; default: the scheduler chooses.", autocompletion=completion.nodes)] = "",
     bandwidth: Annotated[int, typer.Option(metavar="MIB/S", help="Limit of the copy; 0: none.")] = 0,
+    max_downtime: Annotated[int, typer.Option(metavar="MS", help="The longest that the guest may stand still; 0: 300.")] = 0,
     priority: Annotated[
         Priority | None, typer.Option(help="Who goes first when several wait for the same node.", case_sensitive=False)
     ] = None,
@@ -266,7 +267,7 @@ def migrate(
 ) -> None:
     """Move a VM while it runs, or one that is off without a copy. Ends with where from, where to, time, bytes and downtime.
 
-    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200; hostler vm migrate web-2 --priority high --no-wait
+    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200 --max-downtime 500; hostler vm migrate web-2 --priority high --no-wait
     """
 
     async def work(cluster: "Cluster") -> None:
@@ -274,6 +275,7 @@ def migrate(
             name,
             to,
             bandwidth_mib_s=bandwidth,
+            max_downtime_ms=max_downtime,
             priority=priority.value if priority else "",
             etag=etag,
             validate_only=dry_run,

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+DEFAULT_DOWNTIME_MS = 300
+"""The ceiling of a migration's downtime where nobody asks for another: QEMU's own, which most services and TCP do not notice."""
+
 
 class Copy(StrEnum):
     """What there is of a VM on a host; meanings in proto hostler.internal.v1.HandoffReport.Copy."""
@@ -53,3 +56,9 @@ class HandoffReport:
     suspend_ms: int = 0
     resume_ms: int = 0
     hypervisor_downtime_ms: int = 0
+    remaining_bytes: int = 0
+    dirty_bytes_per_s: int = 0
+    throttle_percent: int = 0
+    iterations: int = 0
+    bandwidth_mib_s: int = 0
+    max_downtime_ms: int = 0

@@ -155,6 +155,7 @@ class Migration:
     """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them.
 
     `cold`: the VM is off, and changes its owner without a copy. `named`: whoever asked has chosen the destination.
+    `bandwidth_mib_s` 0: no limit; `max_downtime_ms` 0: DEFAULT_DOWNTIME_MS.
     """
 
     source_node_id: str
@@ -171,6 +172,9 @@ class Migration:
     cold: bool = False
     priority: Priority = Priority.NORMAL
     named: bool = False
+    max_downtime_ms: int = 0
+    throttle_percent: int = 0
+    iterations: int = 0
 
 
 @dataclass(frozen=True, slots=True)

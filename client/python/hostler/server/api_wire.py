@@ -9,9 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hostler.api.type.v1 import operation_pb2, vm_pb2, volume_pb2
 from hostler.errors import Violation, invalid
+from hostler.model.copy import DEFAULT_DOWNTIME_MS
 from hostler.model.journal import Request, can_cancel
 from hostler.model.owner import OwnerState
-from hostler.model.records import Observed, OperationRecord, Verb, VMRecord, VolumeRecord
+from hostler.model.records import Migration, Observed, OperationRecord, Verb, VMRecord, VolumeRecord
 from hostler.model.wishes import ExistingDisk, NewDisk, WishedNic, WishedVM
 from hostler.rpc_status import to_status
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, quantities_to_wire
@@ -127,6 +128,11 @@ def operation_to_wire(
                 total_ms=operation.migration.total_ms,
                 downtime_ms=operation.migration.downtime_ms,
                 committed_epoch=operation.migration.committed_epoch,
+                bandwidth_mib_s=operation.migration.bandwidth_mib_s,
+                max_downtime_ms=0 if operation.migration.cold else _ceiling_ms(operation.migration),
+                downtime_exceeded=not operation.migration.cold and operation.migration.downtime_ms > _ceiling_ms(operation.migration),
+                throttle_percent=operation.migration.throttle_percent,
+                iterations=operation.migration.iterations,
                 cold=operation.migration.cold,
                 priority=operation_pb2.Operation.Priority.Value(operation.migration.priority.value),
             )
@@ -134,6 +140,10 @@ def operation_to_wire(
     if operation.done:
         _result(operation, vm, message)
     return message
+
+
+def _ceiling_ms(migration: Migration) -> int:
+    return migration.max_downtime_ms or DEFAULT_DOWNTIME_MS
 
 
 def _result(operation: OperationRecord, vm: vm_pb2.VM | None, message: operation_pb2.Operation) -> None:

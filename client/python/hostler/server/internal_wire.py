@@ -113,6 +113,12 @@ def report_to_wire(report: HandoffReport) -> agent_pb2.HandoffReport:
         suspend_ms=report.suspend_ms,
         resume_ms=report.resume_ms,
         hypervisor_downtime_ms=report.hypervisor_downtime_ms,
+        remaining_bytes=report.remaining_bytes,
+        dirty_bytes_per_s=report.dirty_bytes_per_s,
+        throttle_percent=report.throttle_percent,
+        iterations=report.iterations,
+        bandwidth_mib_s=report.bandwidth_mib_s,
+        max_downtime_ms=report.max_downtime_ms,
     )
 
 
@@ -132,6 +138,12 @@ def report_from_wire(report: agent_pb2.HandoffReport) -> HandoffReport:
         suspend_ms=report.suspend_ms,
         resume_ms=report.resume_ms,
         hypervisor_downtime_ms=report.hypervisor_downtime_ms,
+        remaining_bytes=report.remaining_bytes,
+        dirty_bytes_per_s=report.dirty_bytes_per_s,
+        throttle_percent=report.throttle_percent,
+        iterations=report.iterations,
+        bandwidth_mib_s=report.bandwidth_mib_s,
+        max_downtime_ms=report.max_downtime_ms,
     )
 
 

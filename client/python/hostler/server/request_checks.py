@@ -19,6 +19,8 @@ MAX_DISKS, MAX_NICS, MAX_LABELS = 16, 8, 64
 MAX_REQUEST_ID_CHARS = 64
 MAX_GRACE_S = 3600
 MAX_BANDWIDTH_MIB_S = 1024 * 1024
+MAX_DOWNTIME_MS = 60_000
+"""A guest that may stand still for longer can as well be stopped and moved cold."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _BRIDGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,14}")

@@ -666,6 +666,7 @@ class StartOutgoingRequest(_message.Message):
     TUNNEL_ENDPOINT_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     destination_node_id: _builtins.str
     """Where it goes."""
     destination_endpoint: _builtins.str
@@ -674,6 +675,8 @@ class StartOutgoingRequest(_message.Message):
     """host:port of the tunnel."""
     bandwidth_mib_s: _builtins.int
     """Limit of the copy; 0: none."""
+    max_downtime_ms: _builtins.int
+    """Ceiling of the downtime; 0: the default."""
     @_builtins.property
     def command(self) -> Global___Command:
         """Who commands, under the source's epoch; owner_revision is that of the HANDOFF record."""
@@ -691,14 +694,47 @@ class StartOutgoingRequest(_message.Message):
         tunnel_endpoint: _builtins.str = ...,
         disks: _abc.Iterable[Global___DiskIdentity] | None = ...,
         bandwidth_mib_s: _builtins.int = ...,
+        max_downtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "destination_endpoint", b"destination_endpoint", "destination_node_id", b"destination_node_id", "disks", b"disks", "tunnel_endpoint", b"tunnel_endpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "destination_endpoint", b"destination_endpoint", "destination_node_id", b"destination_node_id", "disks", b"disks", "max_downtime_ms", b"max_downtime_ms", "tunnel_endpoint", b"tunnel_endpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartOutgoingRequest: _TypeAlias = StartOutgoingRequest  # noqa: Y015
+
+@_typing.final
+class TuneOutgoingRequest(_message.Message):
+    """See AgentService.TuneOutgoing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    bandwidth_mib_s: _builtins.int
+    """Limit of the copy; 0: none."""
+    max_downtime_ms: _builtins.int
+    """Ceiling of the downtime; 0: the default."""
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """Who commands."""
+
+    def __init__(
+        self,
+        *,
+        command: Global___Command | None = ...,
+        bandwidth_mib_s: _builtins.int = ...,
+        max_downtime_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "max_downtime_ms", b"max_downtime_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneOutgoingRequest: _TypeAlias = TuneOutgoingRequest  # noqa: Y015
 
 @_typing.final
 class InspectHandoffRequest(_message.Message):
@@ -927,6 +963,12 @@ class HandoffReport(_message.Message):
     SUSPEND_MS_FIELD_NUMBER: _builtins.int
     RESUME_MS_FIELD_NUMBER: _builtins.int
     HYPERVISOR_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    REMAINING_BYTES_FIELD_NUMBER: _builtins.int
+    DIRTY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
+    ITERATIONS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node that reports."""
     operation_id: _builtins.str
@@ -953,6 +995,18 @@ class HandoffReport(_message.Message):
     """When the guest was resumed here (destination)."""
     hypervisor_downtime_ms: _builtins.int
     """Downtime as the hypervisor itself counts it; 0: not known."""
+    remaining_bytes: _builtins.int
+    """What is left of this pass over memory."""
+    dirty_bytes_per_s: _builtins.int
+    """How fast the guest dirties memory; 0: not measured yet."""
+    throttle_percent: _builtins.int
+    """The most of its speed, in percent, that the copy has taken from the guest."""
+    iterations: _builtins.int
+    """Passes over memory so far."""
+    bandwidth_mib_s: _builtins.int
+    """The limits as this host has them; 0: none, the default."""
+    max_downtime_ms: _builtins.int
+    """See bandwidth_mib_s."""
     def __init__(
         self,
         *,
@@ -969,10 +1023,16 @@ class HandoffReport(_message.Message):
         suspend_ms: _builtins.int = ...,
         resume_ms: _builtins.int = ...,
         hypervisor_downtime_ms: _builtins.int = ...,
+        remaining_bytes: _builtins.int = ...,
+        dirty_bytes_per_s: _builtins.int = ...,
+        throttle_percent: _builtins.int = ...,
+        iterations: _builtins.int = ...,
+        bandwidth_mib_s: _builtins.int = ...,
+        max_downtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_ms", b"begin_ms", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "copy", b"copy", "error", b"error", "frozen", b"frozen", "hypervisor_downtime_ms", b"hypervisor_downtime_ms", "node_id", b"node_id", "operation_id", b"operation_id", "rate_bytes_per_s", b"rate_bytes_per_s", "resume_ms", b"resume_ms", "stage", b"stage", "suspend_ms", b"suspend_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "begin_ms", b"begin_ms", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "copy", b"copy", "dirty_bytes_per_s", b"dirty_bytes_per_s", "error", b"error", "frozen", b"frozen", "hypervisor_downtime_ms", b"hypervisor_downtime_ms", "iterations", b"iterations", "max_downtime_ms", b"max_downtime_ms", "node_id", b"node_id", "operation_id", b"operation_id", "rate_bytes_per_s", b"rate_bytes_per_s", "remaining_bytes", b"remaining_bytes", "resume_ms", b"resume_ms", "stage", b"stage", "suspend_ms", b"suspend_ms", "throttle_percent", b"throttle_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

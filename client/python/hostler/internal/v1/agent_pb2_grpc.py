@@ -85,6 +85,11 @@ class AgentServiceStub:
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.StartOutgoingRequest.SerializeToString,
                 response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.FromString,
                 _registered_method=True)
+        self.TuneOutgoing = channel.unary_unary(
+                '/hostler.internal.v1.AgentService/TuneOutgoing',
+                request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.TuneOutgoingRequest.SerializeToString,
+                response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.FromString,
+                _registered_method=True)
         self.InspectHandoff = channel.unary_unary(
                 '/hostler.internal.v1.AgentService/InspectHandoff',
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.InspectHandoffRequest.SerializeToString,
@@ -188,6 +193,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TuneOutgoing(self, request, context):
+        """Source: the copy's limits from now on; a copy that has ended keeps its own. Errors: NOT_FOUND (HANDOFF_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InspectHandoff(self, request, context):
         """What is true of one handoff on this host: both ends, any time; the evidence that verdicts are formed from. Errors: UNAVAILABLE.
         """
@@ -274,6 +286,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
             'StartOutgoing': grpc.unary_unary_rpc_method_handler(
                     servicer.StartOutgoing,
                     request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.StartOutgoingRequest.FromString,
+                    response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.SerializeToString,
+            ),
+            'TuneOutgoing': grpc.unary_unary_rpc_method_handler(
+                    servicer.TuneOutgoing,
+                    request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.TuneOutgoingRequest.FromString,
                     response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.SerializeToString,
             ),
             'InspectHandoff': grpc.unary_unary_rpc_method_handler(
@@ -572,6 +589,33 @@ class AgentService:
             target,
             '/hostler.internal.v1.AgentService/StartOutgoing',
             hostler_dot_internal_dot_v1_dot_agent__pb2.StartOutgoingRequest.SerializeToString,
+            hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneOutgoing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.internal.v1.AgentService/TuneOutgoing',
+            hostler_dot_internal_dot_v1_dot_agent__pb2.TuneOutgoingRequest.SerializeToString,
             hostler_dot_internal_dot_v1_dot_agent__pb2.HandoffReport.FromString,
             options,
             channel_credentials,

@@ -59,6 +59,8 @@ class AgentServiceStub:
     """Source, H2: starts the copy and carries the handoff up to the commit and the end of the source's copy, also after a restart of the agent.
     Returns once that is journaled on the host. Errors: FAILED_PRECONDITION (VM_NOT_RUNNING, NOT_MIGRATABLE), ABORTED (EPOCH_STALE).
     """
+    TuneOutgoing: _grpc.UnaryUnaryMultiCallable[_agent_pb2.TuneOutgoingRequest, _agent_pb2.HandoffReport]
+    """Source: the copy's limits from now on; a copy that has ended keeps its own. Errors: NOT_FOUND (HANDOFF_UNKNOWN)."""
     InspectHandoff: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectHandoffRequest, _agent_pb2.HandoffReport]
     """What is true of one handoff on this host: both ends, any time; the evidence that verdicts are formed from. Errors: UNAVAILABLE."""
     FinishIncoming: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FinishIncomingRequest, _agent_pb2.HandoffReport]
@@ -99,6 +101,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Source, H2: starts the copy and carries the handoff up to the commit and the end of the source's copy, also after a restart of the agent.
     Returns once that is journaled on the host. Errors: FAILED_PRECONDITION (VM_NOT_RUNNING, NOT_MIGRATABLE), ABORTED (EPOCH_STALE).
     """
+    TuneOutgoing: _aio.UnaryUnaryMultiCallable[_agent_pb2.TuneOutgoingRequest, _agent_pb2.HandoffReport]  # type: ignore[assignment]
+    """Source: the copy's limits from now on; a copy that has ended keeps its own. Errors: NOT_FOUND (HANDOFF_UNKNOWN)."""
     InspectHandoff: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectHandoffRequest, _agent_pb2.HandoffReport]  # type: ignore[assignment]
     """What is true of one handoff on this host: both ends, any time; the evidence that verdicts are formed from. Errors: UNAVAILABLE."""
     FinishIncoming: _aio.UnaryUnaryMultiCallable[_agent_pb2.FinishIncomingRequest, _agent_pb2.HandoffReport]  # type: ignore[assignment]
@@ -196,6 +200,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Source, H2: starts the copy and carries the handoff up to the commit and the end of the source's copy, also after a restart of the agent.
         Returns once that is journaled on the host. Errors: FAILED_PRECONDITION (VM_NOT_RUNNING, NOT_MIGRATABLE), ABORTED (EPOCH_STALE).
         """
+
+    @_abc_1.abstractmethod
+    def TuneOutgoing(
+        self,
+        request: _agent_pb2.TuneOutgoingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.HandoffReport, _abc.Awaitable[_agent_pb2.HandoffReport]]:
+        """Source: the copy's limits from now on; a copy that has ended keeps its own. Errors: NOT_FOUND (HANDOFF_UNKNOWN)."""
 
     @_abc_1.abstractmethod
     def InspectHandoff(

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from hostler.api.type.v1 import operation_pb2 as hostler_dot_api_dot_type_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hostler/api/cluster/v1/operations.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#hostler/api/type/v1/operation.proto\")\n\x13GetOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"N\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\"e\n\x16ListOperationsResponse\x12\x32\n\noperations\x18\x01 \x03(\x0b\x32\x1e.hostler.api.type.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x14WaitOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\ttimeout_s\x18\x02 \x01(\x05\"@\n\x16\x43\x61ncelOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"+\n\x15WatchOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"K\n\x16WatchOperationResponse\x12\x31\n\toperation\x18\x01 \x01(\x0b\x32\x1e.hostler.api.type.v1.Operation2\x95\x04\n\x10OperationService\x12[\n\x0cGetOperation\x12+.hostler.api.cluster.v1.GetOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12o\n\x0eListOperations\x12-.hostler.api.cluster.v1.ListOperationsRequest\x1a..hostler.api.cluster.v1.ListOperationsResponse\x12]\n\rWaitOperation\x12,.hostler.api.cluster.v1.WaitOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x61\n\x0f\x43\x61ncelOperation\x12..hostler.api.cluster.v1.CancelOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12q\n\x0eWatchOperation\x12-.hostler.api.cluster.v1.WatchOperationRequest\x1a..hostler.api.cluster.v1.WatchOperationResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hostler/api/cluster/v1/operations.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#hostler/api/type/v1/operation.proto\")\n\x13GetOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"N\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\"e\n\x16ListOperationsResponse\x12\x32\n\noperations\x18\x01 \x03(\x0b\x32\x1e.hostler.api.type.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x14WaitOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\ttimeout_s\x18\x02 \x01(\x05\"@\n\x16\x43\x61ncelOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xa2\x01\n\x14TuneMigrationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0f\x62\x61ndwidth_mib_s\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0fmax_downtime_ms\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x12\n\x10_bandwidth_mib_sB\x12\n\x10_max_downtime_ms\"+\n\x15WatchOperationRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"K\n\x16WatchOperationResponse\x12\x31\n\toperation\x18\x01 \x01(\x0b\x32\x1e.hostler.api.type.v1.Operation2\xf4\x04\n\x10OperationService\x12[\n\x0cGetOperation\x12+.hostler.api.cluster.v1.GetOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12o\n\x0eListOperations\x12-.hostler.api.cluster.v1.ListOperationsRequest\x1a..hostler.api.cluster.v1.ListOperationsResponse\x12]\n\rWaitOperation\x12,.hostler.api.cluster.v1.WaitOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x61\n\x0f\x43\x61ncelOperation\x12..hostler.api.cluster.v1.CancelOperationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12]\n\rTuneMigration\x12,.hostler.api.cluster.v1.TuneMigrationRequest\x1a\x1e.hostler.api.type.v1.Operation\x12q\n\x0eWatchOperation\x12-.hostler.api.cluster.v1.WatchOperationRequest\x1a..hostler.api.cluster.v1.WatchOperationResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WAITOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_CANCELOPERATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_TUNEMIGRATIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_TUNEMIGRATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_WATCHOPERATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETOPERATIONREQUEST']._serialized_start=137
@@ -51,10 +53,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WAITOPERATIONREQUEST']._serialized_end=424
   _globals['_CANCELOPERATIONREQUEST']._serialized_start=426
   _globals['_CANCELOPERATIONREQUEST']._serialized_end=490
-  _globals['_WATCHOPERATIONREQUEST']._serialized_start=492
-  _globals['_WATCHOPERATIONREQUEST']._serialized_end=535
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=537
-  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=612
-  _globals['_OPERATIONSERVICE']._serialized_start=615
-  _globals['_OPERATIONSERVICE']._serialized_end=1148
+  _globals['_TUNEMIGRATIONREQUEST']._serialized_start=493
+  _globals['_TUNEMIGRATIONREQUEST']._serialized_end=655
+  _globals['_WATCHOPERATIONREQUEST']._serialized_start=657
+  _globals['_WATCHOPERATIONREQUEST']._serialized_end=700
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_start=702
+  _globals['_WATCHOPERATIONRESPONSE']._serialized_end=777
+  _globals['_OPERATIONSERVICE']._serialized_start=780
+  _globals['_OPERATIONSERVICE']._serialized_end=1408
 # @@protoc_insertion_point(module_scope)

@@ -152,6 +152,47 @@ class CancelOperationRequest(_message.Message):
 Global___CancelOperationRequest: _TypeAlias = CancelOperationRequest  # noqa: Y015
 
 @_typing.final
+class TuneMigrationRequest(_message.Message):
+    """See OperationService.TuneMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`operations/{operation}`."""
+    bandwidth_mib_s: _builtins.int
+    """Limit of the copy in MiB per second; 0: none; absent: as it is."""
+    max_downtime_ms: _builtins.int
+    """Ceiling of the downtime in milliseconds, at most 60000; 0: 300; absent: as it is."""
+    request_id: _builtins.str
+    """Repeating it is harmless."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bandwidth_mib_s: _builtins.int | None = ...,
+        max_downtime_ms: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_mib_s", b"_bandwidth_mib_s", "_max_downtime_ms", b"_max_downtime_ms", "bandwidth_mib_s", b"bandwidth_mib_s", "max_downtime_ms", b"max_downtime_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_mib_s", b"_bandwidth_mib_s", "_max_downtime_ms", b"_max_downtime_ms", "bandwidth_mib_s", b"bandwidth_mib_s", "max_downtime_ms", b"max_downtime_ms", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bandwidth_mib_s: _TypeAlias = _typing.Literal["bandwidth_mib_s"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_mib_s: _TypeAlias = _typing.Literal["_bandwidth_mib_s", b"_bandwidth_mib_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_downtime_ms: _TypeAlias = _typing.Literal["max_downtime_ms"]  # noqa: Y015
+    _WhichOneofArgType__max_downtime_ms: _TypeAlias = _typing.Literal["_max_downtime_ms", b"_max_downtime_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_mib_s) -> _WhichOneofReturnType__bandwidth_mib_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_downtime_ms) -> _WhichOneofReturnType__max_downtime_ms | None: ...
+
+Global___TuneMigrationRequest: _TypeAlias = TuneMigrationRequest  # noqa: Y015
+
+@_typing.final
 class WatchOperationRequest(_message.Message):
     """See OperationService.WatchOperation."""
 

@@ -56,6 +56,11 @@ class OperationServiceStub:
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.CancelOperationRequest.SerializeToString,
                 response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
                 _registered_method=True)
+        self.TuneMigration = channel.unary_unary(
+                '/hostler.api.cluster.v1.OperationService/TuneMigration',
+                request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.TuneMigrationRequest.SerializeToString,
+                response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+                _registered_method=True)
         self.WatchOperation = channel.unary_stream(
                 '/hostler.api.cluster.v1.OperationService/WatchOperation',
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.WatchOperationRequest.SerializeToString,
@@ -96,6 +101,14 @@ class OperationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TuneMigration(self, request, context):
+        """Changes the limits of a migration while it copies, or before. It is heeded within a second of being answered, and after a change of the driving
+        replica too. Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_TUNABLE: not a live migration, or past its copy), INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchOperation(self, request, context):
         """The operation now and at every change, progress included, until it is done. Errors: NOT_FOUND.
         """
@@ -124,6 +137,11 @@ def add_OperationServiceServicer_to_server(servicer, server):
             'CancelOperation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelOperation,
                     request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.CancelOperationRequest.FromString,
+                    response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
+            ),
+            'TuneMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.TuneMigration,
+                    request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.TuneMigrationRequest.FromString,
                     response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
             ),
             'WatchOperation': grpc.unary_stream_rpc_method_handler(
@@ -240,6 +258,33 @@ class OperationService:
             target,
             '/hostler.api.cluster.v1.OperationService/CancelOperation',
             hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.CancelOperationRequest.SerializeToString,
+            hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.api.cluster.v1.OperationService/TuneMigration',
+            hostler_dot_api_dot_cluster_dot_v1_dot_operations__pb2.TuneMigrationRequest.SerializeToString,
             hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -44,6 +44,10 @@ class OperationServiceStub:
     """Asks it to stop before its point of no return. The operation returned may still run: wait for it.
     Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_CANCELLABLE).
     """
+    TuneMigration: _grpc.UnaryUnaryMultiCallable[_operations_pb2.TuneMigrationRequest, _operation_pb2.Operation]
+    """Changes the limits of a migration while it copies, or before. It is heeded within a second of being answered, and after a change of the driving
+    replica too. Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_TUNABLE: not a live migration, or past its copy), INVALID_ARGUMENT.
+    """
     WatchOperation: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchOperationRequest, _operations_pb2.WatchOperationResponse]
     """The operation now and at every change, progress included, until it is done. Errors: NOT_FOUND."""
 
@@ -61,6 +65,10 @@ class OperationServiceAsyncStub(OperationServiceStub):
     CancelOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelOperationRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """Asks it to stop before its point of no return. The operation returned may still run: wait for it.
     Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_CANCELLABLE).
+    """
+    TuneMigration: _aio.UnaryUnaryMultiCallable[_operations_pb2.TuneMigrationRequest, _operation_pb2.Operation]  # type: ignore[assignment]
+    """Changes the limits of a migration while it copies, or before. It is heeded within a second of being answered, and after a change of the driving
+    replica too. Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_TUNABLE: not a live migration, or past its copy), INVALID_ARGUMENT.
     """
     WatchOperation: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchOperationRequest, _operations_pb2.WatchOperationResponse]  # type: ignore[assignment]
     """The operation now and at every change, progress included, until it is done. Errors: NOT_FOUND."""
@@ -100,6 +108,16 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
         """Asks it to stop before its point of no return. The operation returned may still run: wait for it.
         Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_CANCELLABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def TuneMigration(
+        self,
+        request: _operations_pb2.TuneMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
+        """Changes the limits of a migration while it copies, or before. It is heeded within a second of being answered, and after a change of the driving
+        replica too. Errors: NOT_FOUND, FAILED_PRECONDITION (NOT_TUNABLE: not a live migration, or past its copy), INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

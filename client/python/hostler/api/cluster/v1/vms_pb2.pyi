@@ -313,6 +313,7 @@ class MigrateVMRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}`."""
     etag: _builtins.str
@@ -330,6 +331,8 @@ class MigrateVMRequest(_message.Message):
     in `reason` what they wait for. After a failed copy of the same VM the next is held back for 20 s, then twice as long each time, at most 5 min,
     unless its priority is HIGH or destination_node is given.
     """
+    max_downtime_ms: _builtins.int
+    """Ceiling of the downtime in milliseconds: the copy goes on until what is left fits it; 0: 300. At most 60000."""
     def __init__(
         self,
         *,
@@ -340,10 +343,11 @@ class MigrateVMRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         priority: _operation_pb2.Operation.Priority.ValueType = ...,
+        max_downtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "destination_node", b"destination_node", "etag", b"etag", "name", b"name", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "destination_node", b"destination_node", "etag", b"etag", "max_downtime_ms", b"max_downtime_ms", "name", b"name", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

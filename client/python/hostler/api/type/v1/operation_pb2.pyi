@@ -134,6 +134,10 @@ class Operation(_message.Message):
         BYTES_TOTAL_FIELD_NUMBER: _builtins.int
         ETA_S_FIELD_NUMBER: _builtins.int
         RATE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+        DIRTY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+        THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
+        ITERATION_FIELD_NUMBER: _builtins.int
+        REMAINING_BYTES_FIELD_NUMBER: _builtins.int
         percent: _builtins.int
         """0 to 100."""
         bytes_done: _builtins.int
@@ -144,6 +148,14 @@ class Operation(_message.Message):
         """Estimated seconds to the end of the phase; 0: not known."""
         rate_bytes_per_s: _builtins.int
         """Present rate, bytes per second."""
+        dirty_bytes_per_s: _builtins.int
+        """Of a copy of memory: how fast the guest makes old what was copied, bytes per second; 0: not measured yet."""
+        throttle_percent: _builtins.int
+        """Percent of its speed that the copy takes from the guest so that it ends."""
+        iteration: _builtins.int
+        """The pass over memory that the copy is in, from 1; 0: not begun."""
+        remaining_bytes: _builtins.int
+        """What is left of this pass."""
         def __init__(
             self,
             *,
@@ -152,10 +164,14 @@ class Operation(_message.Message):
             bytes_total: _builtins.int = ...,
             eta_s: _builtins.int = ...,
             rate_bytes_per_s: _builtins.int = ...,
+            dirty_bytes_per_s: _builtins.int = ...,
+            throttle_percent: _builtins.int = ...,
+            iteration: _builtins.int = ...,
+            remaining_bytes: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "eta_s", b"eta_s", "percent", b"percent", "rate_bytes_per_s", b"rate_bytes_per_s"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "dirty_bytes_per_s", b"dirty_bytes_per_s", "eta_s", b"eta_s", "iteration", b"iteration", "percent", b"percent", "rate_bytes_per_s", b"rate_bytes_per_s", "remaining_bytes", b"remaining_bytes", "throttle_percent", b"throttle_percent"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,6 +187,11 @@ class Operation(_message.Message):
         TOTAL_MS_FIELD_NUMBER: _builtins.int
         DOWNTIME_MS_FIELD_NUMBER: _builtins.int
         COMMITTED_EPOCH_FIELD_NUMBER: _builtins.int
+        BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+        MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+        DOWNTIME_EXCEEDED_FIELD_NUMBER: _builtins.int
+        THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
+        ITERATIONS_FIELD_NUMBER: _builtins.int
         COLD_FIELD_NUMBER: _builtins.int
         PRIORITY_FIELD_NUMBER: _builtins.int
         source_node: _builtins.str
@@ -185,6 +206,16 @@ class Operation(_message.Message):
         """From the source's last instruction, as its hypervisor says, to the destination's resume, milliseconds."""
         committed_epoch: _builtins.int
         """The VM's epoch after the commit; 0 before it."""
+        bandwidth_mib_s: _builtins.int
+        """Limit of the copy in MiB per second, as it was last; 0: none."""
+        max_downtime_ms: _builtins.int
+        """Ceiling of the downtime in milliseconds, as it was last."""
+        downtime_exceeded: _builtins.bool
+        """The downtime, measured, was above the ceiling: the copy kept it, and the handoff took the rest."""
+        throttle_percent: _builtins.int
+        """The most of its speed, in percent, that the copy took from the guest."""
+        iterations: _builtins.int
+        """How many passes over memory it took."""
         cold: _builtins.bool
         """The VM was off: it changed its node without a copy, and bytes_transferred and downtime_ms are 0."""
         priority: Global___Operation.Priority.ValueType
@@ -198,12 +229,17 @@ class Operation(_message.Message):
             total_ms: _builtins.int = ...,
             downtime_ms: _builtins.int = ...,
             committed_epoch: _builtins.int = ...,
+            bandwidth_mib_s: _builtins.int = ...,
+            max_downtime_ms: _builtins.int = ...,
+            downtime_exceeded: _builtins.bool = ...,
+            throttle_percent: _builtins.int = ...,
+            iterations: _builtins.int = ...,
             cold: _builtins.bool = ...,
             priority: Global___Operation.Priority.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_ms", b"downtime_ms", "priority", b"priority", "source_node", b"source_node", "total_ms", b"total_ms"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_exceeded", b"downtime_exceeded", "downtime_ms", b"downtime_ms", "iterations", b"iterations", "max_downtime_ms", b"max_downtime_ms", "priority", b"priority", "source_node", b"source_node", "throttle_percent", b"throttle_percent", "total_ms", b"total_ms"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
