@@ -272,6 +272,9 @@ class NodeGateway(Protocol):
 
     async def forget(self, node_id: str, order: Order) -> None: ...
 
+    async def end_copy(self, node_id: str, order: Order) -> VMStatus:
+        """End whatever copy is there, if the owner record lets the node run none. Raises Conflict if it does."""
+
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
         """What is true of the VM on that node now."""
 

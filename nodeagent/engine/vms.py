@@ -12,7 +12,7 @@ from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound,
 from hostler.model.copy import Copy
 from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
-from hostler.model.owner import may_run
+from hostler.model.owner import OwnerState, may_run
 from hostler.server.clock import Clock
 from nodeagent.core.definitions import Command, Definition, EpochVerdict, judge_epoch
 from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
@@ -221,6 +221,18 @@ class HostVMs:
             await self._state.end_handoffs_of(command.vm_uid)
             await self._state.drop_definition(command.vm_uid)
             self._reboots.pop(command.vm_uid, None)
+
+    async def end_copy(self, command: Command) -> VMStatus:
+        """End whatever copy is here, and forget it if it is another node's. Raises Conflict if the owner record, read now, lets this host run it."""
+        async with self._state.vm_lock(command.vm_uid):
+            read = await self._authority.owner(command.vm_uid)
+            if read is not None and read.owner.node_id == self._node_id and read.owner.state is not OwnerState.STOPPED:
+                raise Conflict(Reason.EPOCH_STALE, f"The owner record lets {self._node_id} run this VM.", "Stop it: `hostler vm stop`.")
+            await self._hypervisor.destroy(command.vm_uid)
+            await self._state.end_handoffs_of(command.vm_uid)
+            if read is None or read.owner.node_id != self._node_id:
+                await self._state.drop_definition(command.vm_uid)
+            return await self.status(command.vm_uid)
 
     async def status(self, vm_uid: str) -> VMStatus:
         """What is true of the VM here, hypervisor asked now."""

@@ -51,6 +51,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         await self._vms.forget(_command(request.command))
         return agent_pb2.ForgetVMResponse()
 
+    async def EndCopy(self, request: agent_pb2.EndCopyRequest, context: Context) -> agent_pb2.VMStatus:
+        return status_to_wire(await self._vms.end_copy(_command(request.command)))
+
     async def InspectVM(self, request: agent_pb2.InspectVMRequest, context: Context) -> agent_pb2.VMStatus:
         return status_to_wire(await self._vms.status(request.vm_uid))
 

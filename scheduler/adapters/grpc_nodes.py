@@ -66,6 +66,10 @@ class GrpcNodes:
         request = agent_pb2.ForgetVMRequest(command=_command(order))
         await self._ask(node_id, lambda stub: stub.ForgetVM(request, timeout=QUICK_S))
 
+    async def end_copy(self, node_id: str, order: Order) -> VMStatus:
+        request = agent_pb2.EndCopyRequest(command=_command(order))
+        return status_from_wire(await self._ask(node_id, lambda stub: stub.EndCopy(request, timeout=SLOW_S)))
+
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
         request = agent_pb2.InspectVMRequest(vm_uid=vm_uid)
         return status_from_wire(await self._ask(node_id, lambda stub: stub.InspectVM(request, timeout=QUICK_S)))

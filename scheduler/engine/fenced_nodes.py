@@ -57,6 +57,9 @@ class FencedNodes:
         if not self._fenced(node_id):
             await self._nodes.forget(node_id, order)
 
+    async def end_copy(self, node_id: str, order: Order) -> VMStatus:
+        return _off(order.vm_uid, order.epoch) if self._fenced(node_id) else await self._nodes.end_copy(node_id, order)
+
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
         return _off(vm_uid, 0) if self._fenced(node_id) else await self._nodes.inspect(node_id, vm_uid)
 

@@ -13,9 +13,11 @@ from scheduler.core.accept import Request
 from scheduler.core.decide_create import create_vm
 from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_power import delete_vm, reboot_vm, start_vm, stop_vm
-from scheduler.core.state import ClusterState
+from scheduler.core.records import VMRecord
+from scheduler.core.state import ClusterState, Kept
+from scheduler.engine.reconciling import Outcome, Result, carry_out, judged
 from scheduler.rpc.api import Api
-from scheduler.rpc.wire import priority_from_wire, vm_to_wire
+from scheduler.rpc.wire import priority_from_wire, reconciliation_to_wire, vm_to_wire
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -43,10 +45,8 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
     async def GetVM(self, request: vms_pb2.GetVMRequest, context: Context) -> vm_pb2.VM:
         checks.require(request, *checks.resource("name", request.name, "vms"))
         state = await self._api.read()
-        vm_id = request.name.removeprefix("vms/")
-        if vm_id not in state.vms:
-            raise NotFound(Reason.VM_NOT_FOUND, f"There is no VM {vm_id}.", "See `hostler vm list`.")
-        return vm_to_wire(state, state.vms[vm_id].record, state.vms[vm_id].revision)
+        kept = _find(state, request.name.removeprefix("vms/"))
+        return vm_to_wire(state, kept.record, kept.revision)
 
     async def ListVMs(self, request: vms_pb2.ListVMsRequest, context: Context) -> vms_pb2.ListVMsResponse:
         checks.require(request, *checks.resource("node", request.node, "nodes"))
@@ -105,6 +105,16 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             request.validate_only,
         )
 
+    async def ReconcileVM(self, request: vms_pb2.ReconcileVMRequest, context: Context) -> vms_pb2.Reconciliation:
+        checks.require(request, *checks.resource("name", request.name, "vms"))
+        state = await self._api.read()
+        kept = _find(state, request.name.removeprefix("vms/"))
+        seen, verdict = await judged(self._api.nodes, state, kept.record)
+        results = [Result(action, Outcome.PROPOSED, action.why) for action in verdict.actions]
+        if request.apply:
+            results = await carry_out(self._api.nodes, self._api.writer, kept, verdict, seen, request.allow_destructive)
+        return reconciliation_to_wire(kept.record, seen, verdict, results)
+
     async def WatchVMs(self, request: vms_pb2.WatchVMsRequest, context: Context) -> AsyncIterator[vms_pb2.WatchVMsResponse]:
         def updated(state: ClusterState, vm_id: str) -> vms_pb2.WatchVMsResponse | None:
             kept = state.vms.get(vm_id)
@@ -125,6 +135,13 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
     def _about(self, request: "_OnOneVM") -> tuple[str, Request]:
         checks.require(request, *checks.resource("name", request.name, "vms"), *checks.request_id(request.request_id))
         return request.name.removeprefix("vms/"), self._api.request(request, request.request_id)
+
+
+def _find(state: ClusterState, vm_id: str) -> Kept[VMRecord]:
+    kept = state.vms.get(vm_id)
+    if kept is None:
+        raise NotFound(Reason.VM_NOT_FOUND, f"There is no VM {vm_id}.", "See `hostler vm list`.")
+    return kept
 
 
 _OnOneVM = vms_pb2.DeleteVMRequest | vms_pb2.StartVMRequest | vms_pb2.StopVMRequest | vms_pb2.RebootVMRequest | vms_pb2.MigrateVMRequest

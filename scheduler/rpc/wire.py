@@ -1,13 +1,19 @@
 """The cluster's records -> API messages: what is told of a VM, a node, an operation by somebody who knows the nodes' health."""
 
+from collections.abc import Iterable, Mapping
+
+from hostler.api.cluster.v1 import vms_pb2
 from hostler.api.type.v1 import node_pb2, operation_pb2, resources_pb2, vm_pb2, volume_pb2
+from hostler.model.node import VMPower, VMStatus
 from hostler.model.records import Priority
 from hostler.server import api_wire
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, ledger_to_wire
 from scheduler.core.decide_fence import is_fenced
+from scheduler.core.reconcile import Verdict
 from scheduler.core.records import FlavorRecord, NodeRecord, OperationRecord, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.view import Health
+from scheduler.engine.reconciling import Result
 
 
 def vm_to_wire(state: ClusterState, vm: VMRecord, revision: int) -> vm_pb2.VM:
@@ -81,6 +87,43 @@ def _pool_to_wire(state: ClusterState, pool_id: str, node: NodeRecord) -> volume
         lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
         images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
         foreign_mib=pool.foreign_mib,
+    )
+
+
+def reconciliation_to_wire(
+    vm: VMRecord, seen: Mapping[str, VMStatus | None], verdict: Verdict, results: Iterable[Result]
+) -> vms_pb2.Reconciliation:
+    """What was found and done; nodes that have nothing of it are left out."""
+    owner = vm.owner
+    copies = [
+        vms_pb2.Reconciliation.Copy(
+            node=f"nodes/{node_id}",
+            answered=status is not None,
+            defined=status is not None and status.defined,
+            power=status.power.value if status is not None else "",
+            epoch=status.epoch if status is not None else 0,
+            owner=node_id == owner.node_id,
+        )
+        for node_id, status in sorted(seen.items())
+        if status is None or status.defined or status.power not in (VMPower.OFF, VMPower.CRASHED) or node_id == owner.node_id
+    ]
+    actions = [
+        vms_pb2.Reconciliation.Action(
+            node=f"nodes/{result.action.node_id}",
+            verb=result.action.deed.value,
+            destructive=result.action.destructive,
+            reason=result.why,
+            state=vms_pb2.Reconciliation.Action.State.Value(result.outcome.value),
+        )
+        for result in results
+    ]
+    return vms_pb2.Reconciliation(
+        vm=f"vms/{vm.vm_id}",
+        record=f"{owner.node_id} owns it under epoch {owner.epoch}: {owner.state.value}.",
+        copies=copies,
+        actions=actions,
+        consistent=not verdict.actions,
+        reason=verdict.unknown,
     )
 
 

@@ -24,6 +24,7 @@ from hostler.api.cluster.v1 import (
     volumes_pb2,
     volumes_pb2_grpc,
 )
+from hostler.api.cluster.v1.vms_pb2 import Reconciliation
 from hostler.api.type.v1.node_pb2 import Node
 from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
@@ -164,6 +165,13 @@ class Cluster(Machines):
             name=full("operations", name), bandwidth_mib_s=bandwidth_mib_s, max_downtime_ms=max_downtime_ms
         )
         return await self._accepted(lambda stubs: stubs.operations.TuneMigration, request)
+
+    async def reconcile_vm(self, name: str, *, apply: bool = False, allow_destructive: bool = False) -> Reconciliation:
+        """What every node has of it, and what would make record and nodes agree; `apply` does that, `allow_destructive` also what may cost a guest its
+        memory."""
+        request = vms_pb2.ReconcileVMRequest(name=full("vms", name), apply=apply, allow_destructive=allow_destructive)
+        found: Reconciliation = await self._connection.call(lambda stubs: stubs.vms.ReconcileVM, request)
+        return found
 
     # ---- nodes
 

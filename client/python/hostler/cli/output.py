@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from hostler.api.cluster.v1.vms_pb2 import Reconciliation
     from hostler.api.type.v1.node_pb2 import Node
     from hostler.api.type.v1.operation_pb2 import Operation
     from hostler.api.type.v1.resources_pb2 import Quantity
@@ -291,6 +292,28 @@ OPERATIONS = Columns(
     ("PRINCIPAL", "REQUEST ID", "CREATED", "UPDATED"),
     _operation_wide,
 )
+
+
+def reconciliation(found: "Reconciliation") -> str:
+    """The record, what the nodes have, what is proposed or was done, and what cannot be known."""
+    copies = [
+        (
+            short(copy.node),
+            copy.power if copy.answered else "NO ANSWER",
+            "yes" if copy.defined else "no",
+            str(copy.epoch),
+            "*" if copy.owner else "",
+        )
+        for copy in found.copies
+    ]
+    actions = [
+        (short(one.node), one.verb, "yes" if one.destructive else "no", one.State.Name(one.state), one.reason) for one in found.actions
+    ]
+    parts = [found.record, table(("NODE", "COPY", "DEFINED", "EPOCH", "OWNER"), copies)]
+    if actions:
+        parts.append(table(("NODE", "ACTION", "DESTRUCTIVE", "STATE", "WHY"), actions))
+    parts.append(found.reason or ("Record and nodes agree." if found.consistent else ""))
+    return "\n".join(part for part in parts if part)
 
 
 def migration(operation: "Operation") -> str:

@@ -1,13 +1,15 @@
 """`hostler vm`."""
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hostler.cli import completion
+from hostler.cli.exit_codes import ExitCode
 from hostler.cli.flavor import Class
-from hostler.cli.output import VMS, Format, drift, say, short, show
+from hostler.cli.output import VMS, Format, document, drift, dumped, reconciliation, say, short, show
 from hostler.cli.session import (
     DryRun,
     Ending,
@@ -284,3 +286,39 @@ def migrate(
         await finish(handle, Ending(wait, timeout, output), moved)
 
     run_cluster(ctx, work)
+
+
+@app.command()
+def reconcile(
+    ctx: typer.Context,
+    name: Name,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Do what is proposed; asks before anything that may cost a guest its memory.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --apply: do not ask.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Ask every node what it has of a VM, and say what would make record and nodes agree. Example: hostler vm reconcile web-1 --apply
+
+    Without --apply nothing is changed. Ends with status 1 while something is left to do.
+    """
+
+    async def work(cluster: "Cluster") -> None:
+        found = await cluster.reconcile_vm(name)
+        if apply and found.actions:
+            destructive = [action for action in found.actions if action.destructive]
+            allowed = yes or (bool(destructive) and _agreed(reconciliation(found)))
+            found = await cluster.reconcile_vm(name, apply=True, allow_destructive=allowed)
+        say(dumped(document(found), output) if output in (Format.JSON, Format.YAML) else reconciliation(found))
+        if any(action.state != action.DONE for action in found.actions) or found.reason:
+            raise typer.Exit(ExitCode.ELSE)
+
+    run_cluster(ctx, work)
+
+
+def _agreed(plan: str) -> bool:
+    """A person's yes at a terminal; anywhere else: no."""
+    if not sys.stdin.isatty():
+        return False
+    say(plan)
+    return typer.confirm("Do also what is marked destructive?")

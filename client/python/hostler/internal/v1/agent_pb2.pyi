@@ -541,6 +541,30 @@ class ForgetVMResponse(_message.Message):
 Global___ForgetVMResponse: _TypeAlias = ForgetVMResponse  # noqa: Y015
 
 @_typing.final
+class EndCopyRequest(_message.Message):
+    """See AgentService.EndCopy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """Who commands."""
+
+    def __init__(
+        self,
+        *,
+        command: Global___Command | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndCopyRequest: _TypeAlias = EndCopyRequest  # noqa: Y015
+
+@_typing.final
 class InspectVMRequest(_message.Message):
     """See AgentService.InspectVM."""
 

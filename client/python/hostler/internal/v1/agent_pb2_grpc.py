@@ -70,6 +70,11 @@ class AgentServiceStub:
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMRequest.SerializeToString,
                 response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMResponse.FromString,
                 _registered_method=True)
+        self.EndCopy = channel.unary_unary(
+                '/hostler.internal.v1.AgentService/EndCopy',
+                request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.EndCopyRequest.SerializeToString,
+                response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.FromString,
+                _registered_method=True)
         self.InspectVM = channel.unary_unary(
                 '/hostler.internal.v1.AgentService/InspectVM',
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.InspectVMRequest.SerializeToString,
@@ -165,6 +170,14 @@ class AgentServiceServicer:
 
     def ForgetVM(self, request, context):
         """Forgets a VM that is off, and frees its claim in the host's ledger. Errors: FAILED_PRECONDITION (VM_RUNNING), ABORTED (EPOCH_STALE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndCopy(self, request, context):
+        """Ends whatever copy of the VM is here, and forgets it if it is another node's, provided that the owner record, read now, lets this node run none.
+        Errors: ABORTED (EPOCH_STALE: the record lets this node run it), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +285,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ForgetVM,
                     request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMRequest.FromString,
                     response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMResponse.SerializeToString,
+            ),
+            'EndCopy': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndCopy,
+                    request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.EndCopyRequest.FromString,
+                    response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.SerializeToString,
             ),
             'InspectVM': grpc.unary_unary_rpc_method_handler(
                     servicer.InspectVM,
@@ -509,6 +527,33 @@ class AgentService:
             '/hostler.internal.v1.AgentService/ForgetVM',
             hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMRequest.SerializeToString,
             hostler_dot_internal_dot_v1_dot_agent__pb2.ForgetVMResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndCopy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.internal.v1.AgentService/EndCopy',
+            hostler_dot_internal_dot_v1_dot_agent__pb2.EndCopyRequest.SerializeToString,
+            hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.FromString,
             options,
             channel_credentials,
             insecure,

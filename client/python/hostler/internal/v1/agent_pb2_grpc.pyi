@@ -49,6 +49,10 @@ class AgentServiceStub:
     """Reboots it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     ForgetVM: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ForgetVMRequest, _agent_pb2.ForgetVMResponse]
     """Forgets a VM that is off, and frees its claim in the host's ledger. Errors: FAILED_PRECONDITION (VM_RUNNING), ABORTED (EPOCH_STALE)."""
+    EndCopy: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EndCopyRequest, _agent_pb2.VMStatus]
+    """Ends whatever copy of the VM is here, and forgets it if it is another node's, provided that the owner record, read now, lets this node run none.
+    Errors: ABORTED (EPOCH_STALE: the record lets this node run it), UNAVAILABLE.
+    """
     InspectVM: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectVMRequest, _agent_pb2.VMStatus]
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
     PrepareIncoming: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]
@@ -91,6 +95,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Reboots it. Errors: as StartVM, FAILED_PRECONDITION (VM_NOT_RUNNING)."""
     ForgetVM: _aio.UnaryUnaryMultiCallable[_agent_pb2.ForgetVMRequest, _agent_pb2.ForgetVMResponse]  # type: ignore[assignment]
     """Forgets a VM that is off, and frees its claim in the host's ledger. Errors: FAILED_PRECONDITION (VM_RUNNING), ABORTED (EPOCH_STALE)."""
+    EndCopy: _aio.UnaryUnaryMultiCallable[_agent_pb2.EndCopyRequest, _agent_pb2.VMStatus]  # type: ignore[assignment]
+    """Ends whatever copy of the VM is here, and forgets it if it is another node's, provided that the owner record, read now, lets this node run none.
+    Errors: ABORTED (EPOCH_STALE: the record lets this node run it), UNAVAILABLE.
+    """
     InspectVM: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectVMRequest, _agent_pb2.VMStatus]  # type: ignore[assignment]
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
     PrepareIncoming: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]  # type: ignore[assignment]
@@ -172,6 +180,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ForgetVMResponse, _abc.Awaitable[_agent_pb2.ForgetVMResponse]]:
         """Forgets a VM that is off, and frees its claim in the host's ledger. Errors: FAILED_PRECONDITION (VM_RUNNING), ABORTED (EPOCH_STALE)."""
+
+    @_abc_1.abstractmethod
+    def EndCopy(
+        self,
+        request: _agent_pb2.EndCopyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.VMStatus, _abc.Awaitable[_agent_pb2.VMStatus]]:
+        """Ends whatever copy of the VM is here, and forgets it if it is another node's, provided that the owner record, read now, lets this node run none.
+        Errors: ABORTED (EPOCH_STALE: the record lets this node run it), UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def InspectVM(

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hostler.api.type.v1 import operation_pb2 as _operation_pb2
 from hostler.api.type.v1 import vm_pb2 as _vm_pb2
 import builtins as _builtins
@@ -352,6 +353,189 @@ class MigrateVMRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrateVMRequest: _TypeAlias = MigrateVMRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileVMRequest(_message.Message):
+    """See VMService.ReconcileVM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    ALLOW_DESTRUCTIVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`vms/{vm}`."""
+    apply: _builtins.bool
+    """Do what is proposed; without it nothing is changed."""
+    allow_destructive: _builtins.bool
+    """Also what ends a guest that executes, or may be the last to have its memory."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        apply: _builtins.bool = ...,
+        allow_destructive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_destructive", b"allow_destructive", "apply", b"apply", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileVMRequest: _TypeAlias = ReconcileVMRequest  # noqa: Y015
+
+@_typing.final
+class Reconciliation(_message.Message):
+    """What is true of a VM, and what would put it right. See VMService.ReconcileVM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Copy(_message.Message):
+        """What one node has of it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NODE_FIELD_NUMBER: _builtins.int
+        ANSWERED_FIELD_NUMBER: _builtins.int
+        DEFINED_FIELD_NUMBER: _builtins.int
+        POWER_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        OWNER_FIELD_NUMBER: _builtins.int
+        node: _builtins.str
+        """`nodes/{node}`."""
+        answered: _builtins.bool
+        """Whether it answered; the rest is set only then."""
+        defined: _builtins.bool
+        """Whether the node keeps its definition, and so is charged for it on the host."""
+        power: _builtins.str
+        """"ON", "PAUSED", "OFF", "CRASHED" or "UNKNOWN" (its hypervisor does not answer)."""
+        epoch: _builtins.int
+        """The highest epoch that the node has seen."""
+        owner: _builtins.bool
+        """Whether the node owns it."""
+        def __init__(
+            self,
+            *,
+            node: _builtins.str = ...,
+            answered: _builtins.bool = ...,
+            defined: _builtins.bool = ...,
+            power: _builtins.str = ...,
+            epoch: _builtins.int = ...,
+            owner: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "defined", b"defined", "epoch", b"epoch", "node", b"node", "owner", b"owner", "power", b"power"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Action(_message.Message):
+        """One thing that would be done, or was."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _State:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Reconciliation.Action._State.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            STATE_UNSPECIFIED: Reconciliation.Action._State.ValueType  # 0
+            """Never sent."""
+            PROPOSED: Reconciliation.Action._State.ValueType  # 1
+            """Not asked for."""
+            DONE: Reconciliation.Action._State.ValueType  # 2
+            """Done."""
+            WITHHELD: Reconciliation.Action._State.ValueType  # 3
+            """Destructive, and that was not allowed."""
+            FAILED: Reconciliation.Action._State.ValueType  # 4
+            """Tried, and refused or not answered; `reason` says why."""
+
+        class State(_State, metaclass=_StateEnumTypeWrapper):
+            """What became of it."""
+
+        STATE_UNSPECIFIED: Reconciliation.Action.State.ValueType  # 0
+        """Never sent."""
+        PROPOSED: Reconciliation.Action.State.ValueType  # 1
+        """Not asked for."""
+        DONE: Reconciliation.Action.State.ValueType  # 2
+        """Done."""
+        WITHHELD: Reconciliation.Action.State.ValueType  # 3
+        """Destructive, and that was not allowed."""
+        FAILED: Reconciliation.Action.State.ValueType  # 4
+        """Tried, and refused or not answered; `reason` says why."""
+
+        NODE_FIELD_NUMBER: _builtins.int
+        VERB_FIELD_NUMBER: _builtins.int
+        DESTRUCTIVE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        node: _builtins.str
+        """`nodes/{node}`."""
+        verb: _builtins.str
+        """"NOTE_STOPPED", "END_COPY", "FORGET", "DEFINE" or "RESUME"."""
+        destructive: _builtins.bool
+        """Whether a guest's memory may be lost by it."""
+        reason: _builtins.str
+        """Why it is proposed, one sentence; after a failure, why it failed."""
+        state: Global___Reconciliation.Action.State.ValueType
+        """What became of it."""
+        def __init__(
+            self,
+            *,
+            node: _builtins.str = ...,
+            verb: _builtins.str = ...,
+            destructive: _builtins.bool = ...,
+            reason: _builtins.str = ...,
+            state: Global___Reconciliation.Action.State.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["destructive", b"destructive", "node", b"node", "reason", b"reason", "state", b"state", "verb", b"verb"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VM_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    CONSISTENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """`vms/{vm}`."""
+    record: _builtins.str
+    """The owner record in one sentence."""
+    consistent: _builtins.bool
+    """Whether record and nodes agree, as far as nodes answered."""
+    reason: _builtins.str
+    """What cannot be known or done now, and what to do about it; empty: nothing."""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Copy]:
+        """What every node has, those that have nothing left out."""
+
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Action]:
+        """In the order in which they are done."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        record: _builtins.str = ...,
+        copies: _abc.Iterable[Global___Reconciliation.Copy] | None = ...,
+        actions: _abc.Iterable[Global___Reconciliation.Action] | None = ...,
+        consistent: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "consistent", b"consistent", "copies", b"copies", "reason", b"reason", "record", b"record", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reconciliation: _TypeAlias = Reconciliation  # noqa: Y015
 
 @_typing.final
 class WatchVMsRequest(_message.Message):

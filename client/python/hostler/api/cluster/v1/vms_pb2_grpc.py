@@ -77,6 +77,11 @@ class VMServiceStub:
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.MigrateVMRequest.SerializeToString,
                 response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ReconcileVM = channel.unary_unary(
+                '/hostler.api.cluster.v1.VMService/ReconcileVM',
+                request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.ReconcileVMRequest.SerializeToString,
+                response_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.Reconciliation.FromString,
+                _registered_method=True)
         self.WatchVMs = channel.unary_stream(
                 '/hostler.api.cluster.v1.VMService/WatchVMs',
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.WatchVMsRequest.SerializeToString,
@@ -150,6 +155,14 @@ class VMServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReconcileVM(self, request, context):
+        """Asks every node what it has of the VM, says what is true and what would make record and nodes agree, and does that if `apply` is set; what
+        may lose a guest's memory only with `allow_destructive` too. Errors: NOT_FOUND, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchVMs(self, request, context):
         """Every change of VMs from a resume token on, without a gap; first all VMs as they are when no token is given.
         Errors: OUT_OF_RANGE (REVISION_COMPACTED: list again), INVALID_ARGUMENT.
@@ -200,6 +213,11 @@ def add_VMServiceServicer_to_server(servicer, server):
                     servicer.MigrateVM,
                     request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.MigrateVMRequest.FromString,
                     response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
+            ),
+            'ReconcileVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReconcileVM,
+                    request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.ReconcileVMRequest.FromString,
+                    response_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.Reconciliation.SerializeToString,
             ),
             'WatchVMs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchVMs,
@@ -424,6 +442,33 @@ class VMService:
             '/hostler.api.cluster.v1.VMService/MigrateVM',
             hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.MigrateVMRequest.SerializeToString,
             hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReconcileVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.api.cluster.v1.VMService/ReconcileVM',
+            hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.ReconcileVMRequest.SerializeToString,
+            hostler_dot_api_dot_cluster_dot_v1_dot_vms__pb2.Reconciliation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,10 @@ class VMServiceStub:
     shared pools. Both nodes are charged until it is there.
     Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
     """
+    ReconcileVM: _grpc.UnaryUnaryMultiCallable[_vms_pb2.ReconcileVMRequest, _vms_pb2.Reconciliation]
+    """Asks every node what it has of the VM, says what is true and what would make record and nodes agree, and does that if `apply` is set; what
+    may lose a guest's memory only with `allow_destructive` too. Errors: NOT_FOUND, UNAVAILABLE.
+    """
     WatchVMs: _grpc.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]
     """Every change of VMs from a resume token on, without a gap; first all VMs as they are when no token is given.
     Errors: OUT_OF_RANGE (REVISION_COMPACTED: list again), INVALID_ARGUMENT.
@@ -96,6 +100,10 @@ class VMServiceAsyncStub(VMServiceStub):
     """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
     shared pools. Both nodes are charged until it is there.
     Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+    """
+    ReconcileVM: _aio.UnaryUnaryMultiCallable[_vms_pb2.ReconcileVMRequest, _vms_pb2.Reconciliation]  # type: ignore[assignment]
+    """Asks every node what it has of the VM, says what is true and what would make record and nodes agree, and does that if `apply` is set; what
+    may lose a guest's memory only with `allow_destructive` too. Errors: NOT_FOUND, UNAVAILABLE.
     """
     WatchVMs: _aio.UnaryStreamMultiCallable[_vms_pb2.WatchVMsRequest, _vms_pb2.WatchVMsResponse]  # type: ignore[assignment]
     """Every change of VMs from a resume token on, without a gap; first all VMs as they are when no token is given.
@@ -177,6 +185,16 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves a running VM to another node without interruption, or one that is off without a copy (`migration.cold`), if its volumes are all in
         shared pools. Both nodes are charged until it is there.
         Errors: NOT_FOUND, FAILED_PRECONDITION (VM_BUSY, VM_FROZEN, SAME_NODE, NODE_NOT_ACTIVE, NOT_MIGRATABLE), RESOURCE_EXHAUSTED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReconcileVM(
+        self,
+        request: _vms_pb2.ReconcileVMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vms_pb2.Reconciliation, _abc.Awaitable[_vms_pb2.Reconciliation]]:
+        """Asks every node what it has of the VM, says what is true and what would make record and nodes agree, and does that if `apply` is set; what
+        may lose a guest's memory only with `allow_destructive` too. Errors: NOT_FOUND, UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
