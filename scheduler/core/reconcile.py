@@ -1,4 +1,4 @@
-"""What is true of a VM by every node's word, and what would make nodes and record agree. The record decides who may run it; it is never bent to the nodes.
+"""What is true of a VM by every node's word, and what would make nodes and record agree: the record says who may run it, and is not bent to nodes.
 
 What may cost a guest its memory is marked: ending a copy that executes, or a paused one while the owner runs none. Everything else only removes
 what cannot run any more, or writes down what has happened.

@@ -167,8 +167,10 @@ class Cluster(Machines):
         return await self._accepted(lambda stubs: stubs.operations.TuneMigration, request)
 
     async def reconcile_vm(self, name: str, *, apply: bool = False, allow_destructive: bool = False) -> Reconciliation:
-        """What every node has of it, and what would make record and nodes agree; `apply` does that, `allow_destructive` also what may cost a guest its
-        memory."""
+        """What every node has of it, and what would make record and nodes agree; `apply` does that.
+
+        `allow_destructive`: also what may cost a guest its memory.
+        """
         request = vms_pb2.ReconcileVMRequest(name=full("vms", name), apply=apply, allow_destructive=allow_destructive)
         found: Reconciliation = await self._connection.call(lambda stubs: stubs.vms.ReconcileVM, request)
         return found

@@ -5,6 +5,9 @@ import signal
 
 from devcluster.cluster import DevCluster
 from hostler.cluster import Cluster
+from hostler.model.domain import DomainSpec, ServiceClass
+from nodeagent.adapters.sim_hypervisor import SimHypervisor
+from nodeagent.core.observed import CopyTag
 from tests.rpc.sdk.conftest import CLI_S, Cli, made
 from tests.rpc.sdk.test_cli_words import completed
 
@@ -32,6 +35,23 @@ async def test_what_is_so_already_is_said(cli: Cli, sdk: Cluster) -> None:
     assert (stopped.status, stopped.out.startswith("vm web-1 is STOPPED")) == (0, True), stopped.err
     assert (await cli("vm", "stop", "web-1")).out == "vm web-1 was stopped already\n"
     assert (await cli("vm", "start", "web-1")).out.startswith("vm web-1 is RUNNING")
+
+
+async def test_a_vm_is_reconciled_and_a_guest_ended_only_by_yes(cli: Cli, sdk: Cluster, cluster: DevCluster) -> None:
+    """A guest that a script ends because it did not read what would be done."""
+    vm = await made(sdk, "web-1")
+    fine = await cli("vm", "reconcile", "web-1")
+    assert (fine.status, fine.out.splitlines()[-1]) == (0, "Record and nodes agree.")
+    away = next(node_id for node_id in cluster.agents if f"nodes/{node_id}" != vm.node)
+    by_hand = SimHypervisor(cluster.world, away)
+    await by_hand.create_paused(DomainSpec(vm.uid, "web-1", 1, 0, 64, ServiceClass.BURSTABLE), CopyTag(vm.uid, vm.epoch, "by-hand"), {})
+    await (await sdk.stop_vm("web-1", force=True)).wait(CLI_S)
+    asked = await cli("vm", "reconcile", "web-1", "--apply")
+    assert (asked.status, "END_COPY" in asked.out, "WITHHELD" in asked.out) == (1, True, True)
+    assert vm.uid in cluster.world.hosts[away].domains
+    done = await cli("vm", "reconcile", "web-1", "--apply", "--yes")
+    assert (done.status, "DONE" in done.out) == (0, True)
+    assert vm.uid not in cluster.world.hosts[away].domains
 
 
 async def test_following_the_vms_of_one_node(cli: Cli, sdk: Cluster) -> None:
