@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup check test test-all explore demo dev lint types proto-lint generate clean lab-free
+.PHONY: help setup check test test-all explore sweep demo dev lint types proto-lint generate clean lab-free
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -38,6 +38,9 @@ test-all: check lab-free ## everything, the slow tests too
 
 explore: setup ## search every state of a migration's handoff for a broken promise, with each guard in place and with each taken out; ARGS=--story tells how
 	$(PY) -m tests.explore $(ARGS)
+
+sweep: setup lab-free ## as root: kill, freeze and cut everybody at the riskiest steps of a migration, on real hosts; < 20 minutes, resumes; SWEEP=all: at every step
+	status=0; PYTHONPATH=.:client/python:deploy/lab:deploy/demo $(PY) -m tests.sweep.run $(if $(filter all,$(SWEEP)),--all) $(ARGS) || status=$$?; deploy/lab_free.sh; exit $$status
 
 lab-free: setup ## take down whatever lab is up on this machine
 	@deploy/lab_free.sh

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,22 @@ SCHEDULER_PORT = 7900
 AGENT_PORT = 7500
 READY_TIMEOUT_S = 60.0
 PKI_TIMEOUT_S = 60.0
+
+Launch = Callable[[str, str], Sequence[str]]
+"""(program, unit) -> the command line that starts it, without its settings."""
+
+
+def installed(program: str, unit: str) -> Sequence[str]:
+    """The programs beside this Python, as they are."""
+    return [str(Path(sys.executable).with_name(program))]
+
+
+@dataclass(frozen=True, slots=True)
+class Daemons:
+    """How the cluster's daemons are run. `watchdog_s` as in the units of deploy/systemd; 0: a daemon that a test has frozen is left alone."""
+
+    launch: Launch = installed
+    watchdog_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,7 @@ class LabCluster:
     supervisor: Supervisor
     replicas: tuple[str, ...]
     offer: Offer
+    daemons: Daemons = Daemons()
     units: dict[str, Unit] = field(default_factory=dict)
 
     @property
@@ -95,15 +112,22 @@ class LabCluster:
             f'listen = "{GATEWAY}:{SCHEDULER_PORT + index}"\n\n{_tls(self.folder, "scheduler", replica)}\n'
             f"[etcd]\nendpoints = {_list(self.etcd.endpoints)}\n"
         )
-        return Unit(replica, _program("hostler-scheduler", config), restart_s=1.0, watchdog_s=20.0, restart="always")
+        program = [*self.daemons.launch("hostler-scheduler", replica), "--config", str(config)]
+        return Unit(replica, program, restart_s=1.0, watchdog_s=self.daemons.watchdog_s, restart="always")
 
     def _agent(self, host: Host) -> Unit:
-        return _agent(self.folder, host, self.offer, f'tunnel_host = "{host.address}"\nschedulers = {_list(self.endpoints)}\n')
+        role = f'tunnel_host = "{host.address}"\nschedulers = {_list(self.endpoints)}\n'
+        return _agent(self.folder, host, self.offer, role, self.daemons)
 
 
 @asynccontextmanager
 async def lab_cluster(
-    lab: Lab, folder: Path, etcd_members: int = 3, replicas: Sequence[str] = ("s1", "s2"), offer: Offer = Offer(500, 1024)
+    lab: Lab,
+    folder: Path,
+    etcd_members: int = 3,
+    replicas: Sequence[str] = ("s1", "s2"),
+    offer: Offer = Offer(500, 1024),
+    daemons: Daemons = Daemons(),
 ) -> AsyncIterator[LabCluster]:
     """A new cluster on a lab that is up: nothing is kept of an earlier one. Its daemons end with the block (guests do not)."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +138,7 @@ async def lab_cluster(
     etcd.start()
     try:
         async with Supervisor(folder / "units") as supervisor:
-            cluster = LabCluster(lab, folder, etcd, supervisor, tuple(replicas), offer)
+            cluster = LabCluster(lab, folder, etcd, supervisor, tuple(replicas), offer, daemons)
             await cluster.start()
             yield cluster
     finally:
@@ -153,7 +177,7 @@ async def lone_host(host: Host, folder: Path, offer: Offer = Offer(500, 1024)) -
         yield LoneHost(host, folder, supervisor)
 
 
-def _agent(folder: Path, host: Host, offer: Offer, role: str) -> Unit:
+def _agent(folder: Path, host: Host, offer: Offer, role: str, daemons: Daemons = Daemons()) -> Unit:
     """`role`: the settings by which it is part of a cluster, or alone."""
     config = folder / f"{host.name}.toml"
     config.write_text(
@@ -163,8 +187,8 @@ def _agent(folder: Path, host: Host, offer: Offer, role: str) -> Unit:
         f"[capacity]\ncpu_milli = {offer.cpu_milli}\nmemory_mib = {offer.memory_mib}\n\n"
         f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
     )
-    program = _program("hostler-nodeagent", config)
-    return Unit(host.name, program, restart_s=0.5, watchdog_s=20.0, restart="always", space=host.space)
+    program = [*daemons.launch("hostler-nodeagent", host.name), "--config", str(config)]
+    return Unit(host.name, program, restart_s=0.5, watchdog_s=daemons.watchdog_s, restart="always", space=host.space)
 
 
 def _issue(folder: Path, wanted: Sequence[tuple[str, str]]) -> None:
@@ -185,10 +209,6 @@ def _tls(folder: Path, kind: str, name: str) -> str:
 
 def _list(values: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{value}"' for value in values) + "]"
-
-
-def _program(name: str, config: Path) -> list[str]:
-    return [str(Path(sys.executable).with_name(name)), "--config", str(config)]
 
 
 def _hostler(*arguments: str) -> None:
