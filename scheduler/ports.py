@@ -218,7 +218,14 @@ PROGRESS_INTERVAL_S = 5.0
 
 
 class NodeUnreachable(Exception):
-    """The node's agent does not answer, or not in time: what was asked may or may not have happened. Commands are steps: ask again."""
+    """The node's agent does not answer, or not in time: what was asked may or may not have happened. Commands are steps: ask again.
+
+    `node_id`: the node that was asked; empty when it answered, and what it said is not what is waited for.
+    """
+
+    def __init__(self, message: str, node_id: str = "") -> None:
+        super().__init__(message)
+        self.node_id = node_id
 
 
 @dataclass(frozen=True, slots=True)

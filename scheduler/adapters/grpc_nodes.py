@@ -128,10 +128,10 @@ class GrpcNodes:
         except grpc.aio.AioRpcError as error:
             refusal = from_rpc_error(error)
             if isinstance(refusal, Unavailable | DeadlineExceeded):
-                raise NodeUnreachable(f"{node_id}: {refusal.message}") from error
+                raise NodeUnreachable(f"{node_id}: {refusal.message}", node_id) from error
             raise refusal from error
         except asyncio.InvalidStateError as error:
-            raise NodeUnreachable(f"{node_id}: the connection is closing") from error
+            raise NodeUnreachable(f"{node_id}: the connection is closing", node_id) from error
 
     async def _channel(self, node_id: str) -> grpc.aio.Channel:
         endpoint = self._endpoint_of(node_id)

@@ -51,6 +51,14 @@ def is_fenced(state: ClusterState, node_id: str) -> bool:
     return kept is not None and kept.record.state is NodeState.FENCED
 
 
+def way_out(state: ClusterState, node_id: str) -> str:
+    """What ends the wait for this node, as a sentence; empty if it is heard, and so will answer by itself."""
+    if node_id not in state.nodes or state.health_of(node_id) is not Health.SILENT:
+        return ""
+    fence = f"`hostler node fence {node_id} --confirm-powered-off`"
+    return f"{node_id} is not heard. Make its agent answer; if the host is powered off for good: {fence}."
+
+
 def not_stopped(state: ClusterState, node_id: str) -> list[Kept[VMRecord]]:
     """VMs of the node that the records do not call stopped, by name."""
     mine = (kept for _, kept in sorted(state.vms.items()) if kept.record.owner.node_id == node_id)

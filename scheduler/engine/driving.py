@@ -13,10 +13,12 @@ import structlog
 
 from hostler.errors import Conflict, HostlerError, Internal, Reason, Unavailable
 from hostler.server.clock import Clock, wall_ms
+from scheduler.core.decide_fence import way_out
 from scheduler.core.records import OperationRecord, Verb, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import By
 from scheduler.core.transaction import Transaction
+from scheduler.core.view import Health
 from scheduler.engine.election import Term
 from scheduler.engine.mirror import Mirror
 from scheduler.engine.turns import Turns
@@ -93,13 +95,23 @@ class Verbs:
 class Driver:
     """`lead(term)` drives every undone operation until it is cancelled or the leadership is lost."""
 
-    def __init__(self, mirror: Mirror, writer: Writer, nodes: NodeGateway, clock: Clock, flows: Mapping[Verb, Verbs], turns: Turns) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        writer: Writer,
+        nodes: NodeGateway,
+        clock: Clock,
+        flows: Mapping[Verb, Verbs],
+        turns: Turns,
+        health: Callable[[], Mapping[str, Health]],
+    ) -> None:
         self._mirror = mirror
         self._writer = writer
         self._nodes = nodes
         self._clock = clock
         self._flows = flows
         self._turns = turns
+        self._health = health
         self._runs: dict[str, Run] = {}
 
     def waiting_for(self, operation_id: str) -> str:
@@ -133,7 +145,7 @@ class Driver:
                     await verbs.step(run)
                     pause_s, breaks, run.waiting_for = RETRY_FIRST_S, 0, ""
                 except (NodeUnreachable, Unavailable) as error:
-                    run.waiting_for = str(error)
+                    run.waiting_for = self._why(run.state, error)
                     log.info("operation waits", operation=run.operation_id, phase=before, why=str(error))
                     await self._clock.sleep(pause_s)
                     pause_s = min(2 * pause_s, RETRY_MOST_S)
@@ -160,6 +172,12 @@ class Driver:
             self._runs.pop(run.operation_id, None)
         if run.operation_id in run.state.operations and run.operation.done:
             log.info("ended", operation=run.operation_id, state=run.operation.state.value)
+
+    def _why(self, state: ClusterState, error: NodeUnreachable | Unavailable) -> str:
+        """What it waits for; of a node that is not heard, what would end the wait."""
+        state.health = self._health()
+        node_id = error.node_id if isinstance(error, NodeUnreachable) else ""
+        return way_out(state, node_id) or str(error)
 
     async def _turn_back(self, run: Run, verbs: Verbs, error: HostlerError) -> None:
         try:

@@ -1,6 +1,7 @@
 """A node that does not come back: what waits for it ends on a person's proof alone, and it does no harm when it does come back."""
 
 import asyncio
+from contextlib import aclosing
 
 import grpc.aio
 import pytest
@@ -83,6 +84,21 @@ async def test_a_vm_of_a_node_that_lost_its_power_starts_on_another(client: Clie
     await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=f"nodes/{home}"), timeout=CALL_S)
     done = await client.wait(await client.migrate("web-1", to=home))
     assert done.state == SUCCEEDED, done.error.message
+
+
+async def test_what_waits_for_a_silent_node_names_the_proof_that_ends_it(client: Client, cluster: DevCluster) -> None:
+    """Somebody who watches an operation stand still, and is not told what would end it."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    await power_off(client, cluster, home)
+    operation = await client.vms.StopVM(vms_pb2.StopVMRequest(name=vm.name), timeout=CALL_S)
+    async with asyncio.timeout(TIMEOUT_S), aclosing(client.follow(operation)) as followed:
+        async for now in followed:
+            if f"hostler node fence {home} --confirm-powered-off" in now.reason:
+                break
+    await fence(client, home)
+    assert (await client.wait(operation)).state == SUCCEEDED
+    assert (await client.vm("web-1")).state == vm_pb2.VM.STOPPED
 
 
 async def test_a_fenced_node_that_was_not_off_ends_its_guests_before_it_is_heard(client: Client, cluster: DevCluster) -> None:
