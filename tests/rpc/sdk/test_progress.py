@@ -157,7 +157,7 @@ async def test_the_end_of_a_migration_on_a_terminal(cli: Cli, sdk: Cluster) -> N
         process = await on_terminal(shown, cli, "vm", "migrate", "web-1")
         await shown.until("COPYING")
         assert await process.wait() == 0
-        await shown.until("downtime")
+        await shown.until("passes")
     assert shown.screen.lines[0] == "vm web-1 moved"
-    assert [line.split()[0] for line in shown.screen.lines[1:]] == ["from", "to", "total", "bytes", "downtime"]
+    assert [line.split()[0] for line in shown.screen.lines[1:]] == ["from", "to", "total", "bytes", "downtime", "passes"]
     assert vm.node.removeprefix("nodes/") in shown.screen.lines[1]
