@@ -42,8 +42,9 @@ _MAGIC = b"HOSTLERB"
 BLOCK = 4096
 
 ACTIVE_OF, ACTIVE_MIN = 4, 3
-"""A process executes when its vCPUs were given a CPU in 3 of the last 4 intervals: loading a copy wakes them once or twice, a guest's timer all
-the time."""
+TIMER_HZ = 15
+"""A process executes when its vCPUs were given a CPU in 3 of the last 4 intervals, and as often as the guest's timer (18.2 a second, less what two
+samples may miss). A starting or loading copy is woken too: four times in half a second, or twenty times in one interval, and then not again."""
 BLIND_S = 1.0
 """A longer gap between two samples proves nothing about what was between them."""
 LOCKLESS_SAMPLES = 5
@@ -107,11 +108,13 @@ def executing(samples: Sequence[Sample], index: int) -> frozenset[int]:
         return frozenset()
     window = [{seen.pid: seen for seen in sample.processes} for sample in samples[index - ACTIVE_OF : index + 1]]
     pids = frozenset(window[-1])
-    return frozenset(pid for pid in pids if not window[-1][pid].stopped and _active(window, pid) >= ACTIVE_MIN)
+    took_s = samples[index].at_s - samples[index - ACTIVE_OF].at_s
+    return frozenset(pid for pid in pids if not window[-1][pid].stopped and _ticks([one[pid] for one in window if pid in one], took_s))
 
 
-def _active(window: Sequence[dict[int, Seen]], pid: int) -> int:
-    return sum(before[pid].slices < after[pid].slices for before, after in itertools.pairwise(window) if pid in before and pid in after)
+def _ticks(seen: Sequence[Seen], took_s: float) -> bool:
+    active = sum(before.slices < after.slices for before, after in itertools.pairwise(seen))
+    return active >= ACTIVE_MIN and seen[-1].slices - seen[0].slices >= TIMER_HZ * took_s
 
 
 def breaches(samples: Sequence[Sample]) -> list[Breach]:

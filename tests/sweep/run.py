@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ LEAD_IN_S = 1.0
 LEAD_OUT_S = 1.5
 """And after everything is over."""
 LOOK_S = 0.05
+SLOW_MIB_S = 1
+"""Of a migration whose connections have to be told apart while they are open: a guest of 32 MiB that is mostly zeros then takes a second or two."""
 
 T = TypeVar("T")
 
@@ -147,7 +150,7 @@ class Sweep:
         destination = next(host for host in self._lab.hosts.values() if host is not source)
         step = BY_NAME.get(cell.step)
         self._arm(cell, source, destination)
-        operation = await self._ordered(guest, destination)
+        operation = await self._ordered(guest, destination, SLOW_MIB_S if cell.step == LOST_FINISH else 0)
         scene = Scene(self._cluster, guest.vm_uid, source, destination, "", "")
         if cell.step == LOST_FINISH:
             landed = await lose_finish(source, destination, lambda: self._tunnel(operation), LASTS_S[cell.blow])
@@ -177,12 +180,12 @@ class Sweep:
         row.recovery_s = round(await self._counting(samples, back_s, cold=row.outcome.startswith("cold")), 1)
         await self._equal(back_s)
 
-    async def _ordered(self, guest: Guest, destination: Host) -> str:
+    async def _ordered(self, guest: Guest, destination: Host, limit_mib_s: int) -> str:
         """The migration is accepted: an agent that has just been started again counts as silent until its first beat is heard."""
         async with asyncio.timeout(ORPHAN_S):
             while True:
                 try:
-                    accepted = await self._ask(lambda client: client.migrate(guest.vm_id, destination.name))
+                    accepted = await self._ask(lambda client: client.migrate(guest.vm_id, destination.name, limit_mib_s))
                     return accepted.name.removeprefix("operations/")
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or "silent" not in str(error.details()):
@@ -422,11 +425,13 @@ def todo(cells: Sequence[Cell], rows: dict[str, list[Row]]) -> list[Cell]:
 
 
 async def sweep(cells: Sequence[Cell], path: Path, until_s: float) -> None:
-    """Play until all are played, or no more may be begun. A red cell ends its lab."""
-    left = list(cells)
-    while left and time.monotonic() < until_s:
+    """Play until all are played, or no more may be begun (a signal says that too). A red cell ends its lab."""
+    left, stop = list(cells), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    while left and time.monotonic() < until_s and not stop.is_set():
         async with lab_of(BUILD) as warm:
-            while left and time.monotonic() < until_s:
+            while left and time.monotonic() < until_s and not stop.is_set():
                 cell = left.pop(0)
                 folder = BUILD / "cells" / re.sub(r"[^a-z0-9]+", "-", cell.name.lower())
                 row = await warm.play(cell, folder)

@@ -23,9 +23,10 @@ from tests.sweep.cells import LASTS_S, Blow, Victim
 from tests.sweep.observer import Etcd
 
 BACK_TIMEOUT_S = 60.0
+FLOW_TIMEOUT_S = 20.0
+"""From the order of a migration until its memory flows."""
 SCHEDULER_UID = 65510
 """Of the first replica; each has its own, so that its packets can be told from everybody else's on loopback."""
-LOOK_S = 0.005
 
 
 class NotLanded(Exception):
@@ -206,21 +207,25 @@ class LoopbackLoss:
 
 
 async def lose_finish(source: Host, destination: Host, tunnel: Callable[[], str], lasts_s: float) -> Landed:
-    """Cut the way back of libvirt's own connection, once the memory's connection is there: from then on only its last replies go that way."""
-    loss = await asyncio.to_thread(_when_memory_flows, source, destination, tunnel)
-    return await cut(loss, lasts_s)
+    """Cut the way back of libvirt's own connection while the memory's connection is open: `Finish` is called after that, and its reply is lost."""
+    port, loss = await asyncio.to_thread(_when_memory_flows, source, destination, tunnel)
+    landed = await cut(loss, lasts_s)
+    if len(connections(source, port)) > 1:
+        return landed
+    await asyncio.to_thread(loss.heal)
+    raise NotLanded("the memory was through before the cut")
 
 
-def _when_memory_flows(source: Host, destination: Host, tunnel: Callable[[], str]) -> PacketLoss:
-    wait_for("the tunnel's port", lambda: bool(tunnel()), BACK_TIMEOUT_S)
+def _when_memory_flows(source: Host, destination: Host, tunnel: Callable[[], str]) -> tuple[int, PacketLoss]:
+    wait_for("the tunnel's port", lambda: bool(tunnel()), FLOW_TIMEOUT_S)
     port, seen = int(tunnel().rpartition(":")[2]), list[int]()
 
     def both() -> bool:
         seen.extend(local for local in connections(source, port) if local not in seen)
         return len(seen) > 1
 
-    wait_for("libvirt's and QEMU's connections", both, BACK_TIMEOUT_S)
-    return PacketLoss(source.space, Drop("in", peer=destination.address, remote_port=port, local_port=seen[0]))
+    wait_for("libvirt's and QEMU's connections", both, FLOW_TIMEOUT_S)
+    return port, PacketLoss(source.space, Drop("in", peer=destination.address, remote_port=port, local_port=seen[0]))
 
 
 def connections(host: Host, remote_port: int) -> list[int]:

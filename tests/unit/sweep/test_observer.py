@@ -35,6 +35,13 @@ def test_a_paused_copy_beside_the_running_one_breaks_nothing() -> None:
     assert rules(samples) == set()
 
 
+@pytest.mark.parametrize("slices", [[0, 0, 2, 3, 4, 4, 4, 4], [4, 4, 12, 24, 24, 24, 24, 24]])
+def test_a_copy_that_is_started_or_loaded_does_not_execute(slices: list[int]) -> None:
+    """The wakes of a vCPU that is set up, or that gets its memory, taken for a guest's."""
+    samples = [replace(one, processes=(*one.processes, Seen(11, "n2", False, slices[index]))) for index, one in enumerate(running(8))]
+    assert rules(samples) == set()
+
+
 def test_two_running_copies_are_noticed() -> None:
     """A second copy that executes while the first one does."""
     samples = [replace(one, processes=(*one.processes, Seen(11, "n2", False, 3 * index))) for index, one in enumerate(running())]
