@@ -24,6 +24,7 @@ from scheduler.adapters.grpc_nodes import GrpcNodes
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import Verb
 from scheduler.core.turns import Limits
+from scheduler.engine.deadlines import Deadlines
 from scheduler.engine.driving import Driver, Verbs
 from scheduler.engine.election import LEASE_TTL_S, Election, Term
 from scheduler.engine.fenced_nodes import FencedNodes
@@ -147,6 +148,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
             group.create_task(driver.lead(term), name="driver")
             group.create_task(retention.lead(term), name="retention")
             group.create_task(removals.lead(term), name="owed removals")
+            group.create_task(Deadlines(mirror, writer, clock).lead(term), name="deadlines")
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -13,7 +13,19 @@ import structlog
 
 from hostler.errors import HostlerError, Internal, NotFound, Reason, Unavailable
 from hostler.model.domain import VolumeSpec
-from hostler.model.journal import ACCEPTED, DEFINED, REBOOTING, REMOVING, ROLLBACK, STARTING, STOPPING, VOLUMES, Request, cancelled
+from hostler.model.journal import (
+    ACCEPTED,
+    DEFINED,
+    REBOOTING,
+    REMOVING,
+    ROLLBACK,
+    STARTING,
+    STOPPING,
+    VOLUMES,
+    Request,
+    cancelled,
+    stop_error,
+)
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from hostler.model.quantities import pool_key, total
@@ -358,7 +370,7 @@ def _volume_spec(volume: VolumeRecord) -> VolumeSpec:
 
 async def _create(run: Run) -> None:
     if run.operation.cancel_requested and run.operation.phase not in (STARTING, ROLLBACK):
-        await run.roll_back(StoredError("FailedPrecondition", Reason.OPERATION_CANCELLED.value, "The operation was cancelled."))
+        await run.roll_back(stop_error(run.operation))
         return
     match run.operation.phase:
         case phase if phase == ACCEPTED:

@@ -7,7 +7,7 @@ but not by what is so already: that can be asked as often as one likes.
 from dataclasses import replace
 
 from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason, Unavailable
-from hostler.model.journal import cancelled
+from hostler.model.journal import cancelled, expired
 from hostler.model.owner import OwnerState
 from hostler.model.wishes import DEFAULT_GRACE_S
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of, succeed
@@ -18,6 +18,9 @@ from scheduler.core.relocate import start_elsewhere
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
 from scheduler.core.view import Health
+
+EXPIRE_AT_ONCE = 50
+"""Operations asked to stop in one transaction: well under what the store takes."""
 
 
 def start_vm(state: ClusterState, request: Request, vm_id: str, etag: str, policy: Policy) -> Accepted:
@@ -121,6 +124,21 @@ def _check_heard(state: ClusterState, vm: VMRecord) -> None:
             f"VM {vm.vm_id} is {node_id}'s, which does not answer: whether it runs is not known.",
             f"See `hostler node get {node_id}`.",
         )
+
+
+def expire(state: ClusterState, now_ms: int) -> Transaction | None:
+    """Ask the operations whose deadline is past to stop; None: there is none. A few at a time: what is left is due at the next look too."""
+    due = [
+        (kept.revision, asked)
+        for _, kept in sorted(state.operations.items())
+        if kept.record.deadline_ms and (asked := expired(kept.record, now_ms)) is not None
+    ][:EXPIRE_AT_ONCE]
+    if not due:
+        return None
+    keys = [operation_key(asked.operation_id) for _, asked in due]
+    return Transaction(
+        dict(zip(keys, (revision for revision, _ in due), strict=True)), dict(zip(keys, (asked for _, asked in due), strict=True))
+    )
 
 
 def cancel(state: ClusterState, operation_id: str) -> Transaction | None:

@@ -1,5 +1,8 @@
 """Forgets operations that ended long ago, so that the journal stays as large as the work at hand. Done by the replica that leads."""
 
+import structlog
+
+from hostler.errors import Conflict, Unavailable
 from hostler.server.clock import Clock, wall_ms
 from scheduler.core.records import operation_key
 from scheduler.core.state import ClusterState
@@ -13,6 +16,8 @@ SWEEP_S = 600.0
 BATCH = 50
 """Operations forgotten in one transaction: well under the store's limit of 128 writes."""
 
+log = structlog.get_logger()
+
 
 class Retention:
     def __init__(self, writer: Writer, clock: Clock, keep_h: int) -> None:
@@ -22,8 +27,11 @@ class Retention:
 
     async def lead(self, term: Term) -> None:
         while True:
-            while await self._writer.apply(self._old_ones, (term.guard,)):
-                pass
+            try:
+                while await self._writer.apply(self._old_ones, (term.guard,)):
+                    pass
+            except (Conflict, Unavailable) as error:
+                log.info("old operations are looked at again later", why=str(error))
             await self._clock.sleep(SWEEP_S)
 
     def _old_ones(self, state: ClusterState) -> Transaction | None:

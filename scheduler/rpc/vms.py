@@ -34,6 +34,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             *checks.new_id("vm_id", request.vm_id),
             *checks.vm(request.vm),
             *checks.resource("node", request.node, "nodes"),
+            *checks.between("deadline_s", request.deadline_s, 0, checks.MAX_DEADLINE_S),
             *checks.request_id(request.request_id),
         )
         uids = [self._api.ids.uuid() for _ in range(1 + len(request.vm.disks))]
@@ -85,6 +86,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
         checks.require(
             request,
             *checks.resource("destination_node", request.destination_node, "nodes"),
+            *checks.between("deadline_s", request.deadline_s, 0, checks.MAX_DEADLINE_S),
             *checks.between("bandwidth_mib_s", request.bandwidth_mib_s, 0, checks.MAX_BANDWIDTH_MIB_S),
             *checks.between("max_downtime_ms", request.max_downtime_ms, 0, checks.MAX_DOWNTIME_MS),
         )

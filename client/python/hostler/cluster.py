@@ -108,6 +108,7 @@ class Cluster(Machines):
         node: str = "",
         labels: Mapping[str, str] | None = None,
         start: bool = True,
+        deadline_s: int = 0,
         validate_only: bool = False,
         request_id: str = "",
     ) -> OperationHandle:
@@ -123,6 +124,7 @@ class Cluster(Machines):
             vm=wanted,
             node=full("nodes", node),
             leave_stopped=not start,
+            deadline_s=deadline_s,
             **mutation(request_id, validate_only),
         )
         return await self._accepted(lambda stubs: stubs.vms.CreateVM, request)
@@ -140,6 +142,7 @@ class Cluster(Machines):
         bandwidth_mib_s: int = 0,
         priority: str = "",
         max_downtime_ms: int = 0,
+        deadline_s: int = 0,
         etag: str = "",
         validate_only: bool = False,
         request_id: str = "",
@@ -147,6 +150,7 @@ class Cluster(Machines):
         """Move it to the node `to` or to one that the scheduler chooses: while it runs, or, off, without a copy.
 
         `bandwidth_mib_s` 0: no limit. `priority`: "low", "normal" or "high", among those that wait for the same nodes.
+        `deadline_s`: turned back if the owner has not changed by then; 0: none.
         """
         request = vms_pb2.MigrateVMRequest(
             name=full("vms", name),
@@ -155,6 +159,7 @@ class Cluster(Machines):
             bandwidth_mib_s=bandwidth_mib_s,
             priority=_priority_of(priority),
             max_downtime_ms=max_downtime_ms,
+            deadline_s=deadline_s,
             **mutation(request_id, validate_only),
         )
         return await self._accepted(lambda stubs: stubs.vms.MigrateVM, request)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from hostler.errors import FailedPrecondition, HostlerError, Reason, Unavailable
 from hostler.model.copy import Copy
+from hostler.model.journal import stop_error
 from scheduler.core.cold_steps import abort_cold, change_owner, finish_cold, finish_cold_abort
 from scheduler.core.records import Migration, StoredError
 from scheduler.core.steps import ABORTING, COMMITTED, DEFINED, RESERVED, enter_phase
@@ -90,9 +91,7 @@ async def _move_on(run: Run, owner_revision: int) -> None:
 
 async def _cancelled(run: Run) -> bool:
     if run.operation.cancel_requested:
-        await _abort(
-            run, StoredError("FailedPrecondition", "OPERATION_CANCELLED", "The migration was cancelled.", "The VM stays where it is.")
-        )
+        await _abort(run, stop_error(run.operation, "The VM stays where it is."))
     return run.operation.cancel_requested
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
+from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
 from scheduler.core.records import Migration, OperationRecord, StoredError
 from scheduler.core.steps import (
@@ -35,6 +36,9 @@ COPY_LIMIT_S = 1800.0
 
 SILENT_SOURCE_LIMIT_S = 60.0
 """A source that does not answer for this long gets the abort; it learns of it when it is back, and goes on under its own epoch."""
+
+
+GOES_ON = "The VM goes on where it was."
 
 
 async def step(run: Run) -> None:
@@ -214,14 +218,17 @@ def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) 
 
 async def _cancelled(run: Run) -> bool:
     if run.operation.cancel_requested:
-        await _abort(run, "OPERATION_CANCELLED", "The migration was cancelled.")
+        await _abort_with(run, stop_error(run.operation, GOES_ON))
     return run.operation.cancel_requested
 
 
 async def _abort(run: Run, reason: str, message: str) -> None:
+    await _abort_with(run, StoredError("FailedPrecondition", reason, message, GOES_ON))
+
+
+async def _abort_with(run: Run, error: StoredError) -> None:
     """Wins, or finds that the commit has: then the next step sees COMMITTED."""
     by, phase = run.by(), run.operation.phase
-    error = StoredError("FailedPrecondition", reason, message, "The VM goes on where it was.")
     await run.write(lambda state: abort_handoff(state, run.operation_id, phase, error, by))
 
 

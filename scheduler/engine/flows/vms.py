@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hostler.errors import HostlerError, NotFound
+from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
 from scheduler.core.records import Observed, StoredError, VMRecord
 from scheduler.core.steps import (
@@ -31,7 +32,7 @@ VMChange = Callable[[VMRecord], VMRecord]
 
 async def create(run: Run) -> None:
     if run.operation.cancel_requested and run.operation.phase not in (STARTING, ROLLBACK):
-        await _begin_rollback(run, StoredError("FailedPrecondition", "OPERATION_CANCELLED", "The operation was cancelled."))
+        await _begin_rollback(run, stop_error(run.operation))
         return
     match run.operation.phase:
         case "ACCEPTED":

@@ -7,7 +7,7 @@ import pytest
 
 from client import CALL_S, Client
 from devcluster.cluster import DevCluster
-from hostler.api.cluster.v1 import operations_pb2
+from hostler.api.cluster.v1 import operations_pb2, vms_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from nodeagent.adapters.sim_migration import MigrationFault
 
@@ -122,3 +122,17 @@ async def test_moves_at_once_all_end_and_nothing_is_charged_twice(client: Client
     owners = {f"web-{index}": (await client.vm(f"web-{index}")).node.removeprefix("nodes/") for index in range(4)}
     charged = {vm_id: node_id for node_id, vm_ids in claims(cluster).items() for vm_id in vm_ids}
     assert charged == owners
+
+
+async def test_a_migration_that_is_not_done_by_its_deadline_is_turned_back(client: Client, cluster: DevCluster) -> None:
+    """A copy that goes on for ever although somebody said how long it may; or one that was called cancelled by nobody."""
+    vm = await client.made("web-1", memory_mib=4096)
+    cluster.world.script_migration(vm.uid, MigrationFault.STALLS)
+    request = vms_pb2.MigrateVMRequest(name=vm.name, deadline_s=1)
+    operation = await client.vms.MigrateVM(request, timeout=CALL_S)
+    assert operation.deadline_time.ToMilliseconds() == operation.create_time.ToMilliseconds() + 1000
+    done = await client.wait(operation)
+    assert (done.state, done.error.message) == (FAILED, "It was not done within its deadline of 1 s.")
+    after = await client.vm("web-1")
+    assert (after.node, after.epoch, after.state) == (vm.node, vm.epoch, vm_pb2.VM.RUNNING)
+    assert claims(cluster) == {vm.node.removeprefix("nodes/"): {"web-1"}}

@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="The VM's name.", autocompletion=completion.vms)]
+Deadline = Annotated[int, typer.Option(metavar="SECONDS", help="Turn it back if it is not done, or past return, by then; 0: no limit.")]
 Force = Annotated[bool, typer.Option("--force", help="Do not ask the guest: take its power.")]
 
 
@@ -61,6 +62,7 @@ def create(
     label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = [],  # noqa: B006
     node: Annotated[str, typer.Option(help="Place it there or not at all.", autocompletion=completion.nodes)] = "",
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or leave it stopped.")] = True,
+    deadline: Deadline = 0,
     wait: Wait = True,
     timeout: Timeout = None,
     dry_run: DryRun = False,
@@ -85,10 +87,10 @@ def create(
         if isinstance(asked, Host):
             handle = await asked.create_vm(name, **wanted)
         else:
-            handle = await asked.create_vm(name, flavor=flavor, node=node, **wanted)
+            handle = await asked.create_vm(name, flavor=flavor, node=node, deadline_s=deadline, **wanted)
         await finish(handle, Ending(wait, timeout, output), vm_is)
 
-    for option, value in (("--flavor", flavor), ("--node", node)):
+    for option, value in (("--flavor", flavor), ("--node", node), ("--deadline", str(deadline or ""))):
         only_in_a_cluster(ctx, option, value)
     run(ctx, work)
 
@@ -260,6 +262,7 @@ def migrate(
     priority: Annotated[
         Priority | None, typer.Option(help="Who goes first when several wait for the same node.", case_sensitive=False)
     ] = None,
+    deadline: Deadline = 0,
     etag: Etag = "",
     wait: Wait = True,
     timeout: Timeout = None,
@@ -269,7 +272,7 @@ def migrate(
 ) -> None:
     """Move a VM while it runs, or one that is off without a copy. Ends with where from, where to, time, bytes and downtime.
 
-    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200 --max-downtime 500; hostler vm migrate web-2 --priority high --no-wait
+    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200 --max-downtime 500; hostler vm migrate web-2 --priority high --async
     """
 
     async def work(cluster: "Cluster") -> None:
@@ -279,6 +282,7 @@ def migrate(
             bandwidth_mib_s=bandwidth,
             max_downtime_ms=max_downtime,
             priority=priority.value if priority else "",
+            deadline_s=deadline,
             etag=etag,
             validate_only=dry_run,
             request_id=request_id,

@@ -22,12 +22,13 @@ CANCELLABLE = frozenset({ACCEPTED, VOLUMES, DEFINED, RESERVED, DESTINATION_READY
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks for what: identity, idempotency key, digest of the body, and the wall time it is accepted at."""
+    """Who asks for what: identity, idempotency key, digest of the body, the wall time it is accepted at, and how long it has (0: no limit)."""
 
     principal: str
     request_id: str
     digest: str
     now_ms: int
+    deadline_s: int = 0
 
     @property
     def operation_id(self) -> str:
@@ -61,6 +62,7 @@ def begin(request: Request, verb: Verb, target_id: str, reason: str) -> Operatio
         digest=request.digest,
         create_ms=request.now_ms,
         update_ms=request.now_ms,
+        deadline_ms=request.now_ms + 1000 * request.deadline_s if request.deadline_s else 0,
     )
 
 
@@ -81,9 +83,9 @@ def succeed(
 
 
 def fail(operation: OperationRecord, error: StoredError, driver: str, now_ms: int) -> OperationRecord:
-    """Not done and rolled back; CANCELLED if it was asked for."""
+    """Not done and rolled back; CANCELLED if a person asked for it."""
     done = enter(operation, DONE, error.message, driver, now_ms)
-    state = OperationState.CANCELLED if operation.cancel_requested else OperationState.FAILED
+    state = OperationState.CANCELLED if operation.cancel_requested and not operation.expired else OperationState.FAILED
     return replace(done, state=state, error=error)
 
 
@@ -101,3 +103,19 @@ def cancelled(operation: OperationRecord) -> OperationRecord | None:
             "It can only be waited for." if not operation.done else "",
         )
     return None if operation.cancel_requested else replace(operation, cancel_requested=True)
+
+
+def expired(operation: OperationRecord, now_ms: int) -> OperationRecord | None:
+    """The operation, asked to stop by its deadline; None: it has time, or cannot be stopped any more, or stops already."""
+    due = operation.deadline_ms and now_ms >= operation.deadline_ms
+    if not due or operation.done or operation.cancel_requested or not can_cancel(operation):
+        return None
+    return replace(operation, cancel_requested=True, expired=True)
+
+
+def stop_error(operation: OperationRecord, fix: str = "") -> StoredError:
+    """Why an operation stops that was asked to."""
+    if operation.expired:
+        took_s = (operation.deadline_ms - operation.create_ms) // 1000
+        return StoredError("DeadlineExceeded", Reason.DEADLINE.value, f"It was not done within its deadline of {took_s} s.", fix)
+    return StoredError("FailedPrecondition", Reason.OPERATION_CANCELLED.value, "The operation was cancelled.", fix)

@@ -202,6 +202,10 @@ class OperationRecord:
     create_ms: int
     update_ms: int
     cancel_requested: bool = False
+    expired: bool = False
+    """It was its deadline that asked it to stop."""
+    deadline_ms: int = 0
+    """Wall milliseconds; 0: none."""
     leave_stopped: bool = False
     migration: Migration | None = None
     stop: Stop | None = None

@@ -118,6 +118,7 @@ def operation_to_wire(
         request_id=operation.request_id,
         create_time=timestamp(operation.create_ms),
         update_time=timestamp(operation.update_ms),
+        deadline_time=timestamp(operation.deadline_ms) if operation.deadline_ms else None,
     )
     if operation.migration is not None:
         message.migration.CopyFrom(
@@ -198,4 +199,4 @@ def request_from_wire(message: Message, principal: str, request_id: str, now_ms:
         if name in message.DESCRIPTOR.fields_by_name:
             body.ClearField(name)
     digest = hashlib.blake2b(message.DESCRIPTOR.full_name.encode() + body.SerializeToString(deterministic=True), digest_size=16).hexdigest()
-    return Request(principal, request_id, digest, now_ms)
+    return Request(principal, request_id, digest, now_ms, getattr(message, "deadline_s", 0))

@@ -18,6 +18,7 @@ MAX_VOLUME_MIB = 64 * 1024 * 1024
 MAX_DISKS, MAX_NICS, MAX_LABELS = 16, 8, 64
 MAX_REQUEST_ID_CHARS = 64
 MAX_GRACE_S = 3600
+MAX_DEADLINE_S = 7 * 24 * 3600
 MAX_BANDWIDTH_MIB_S = 1024 * 1024
 MAX_DOWNTIME_MS = 60_000
 """A guest that may stand still for longer can as well be stopped and moved cold."""

@@ -27,7 +27,7 @@ from hostler.api.type.v1 import operation_pb2 as hostler_dot_api_dot_type_dot_v1
 from hostler.api.type.v1 import vm_pb2 as hostler_dot_api_dot_type_dot_v1_dot_vm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hostler/api/cluster/v1/vms.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#hostler/api/type/v1/operation.proto\x1a\x1chostler/api/type/v1/vm.proto\"\xa1\x01\n\x0f\x43reateVMRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x02vm\x18\x02 \x01(\x0b\x32\x17.hostler.api.type.v1.VMB\x04\xe2\x41\x01\x02\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x15\n\rleave_stopped\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\"\n\x0cGetVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"E\n\x0eListVMsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\"f\n\x0fListVMsResponse\x12$\n\x03vms\x18\x01 \x03(\x0b\x32\x17.hostler.api.type.v1.VM\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"m\n\x0f\x44\x65leteVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"]\n\x0eStartVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\rStopVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x0f\n\x07grace_s\x18\x03 \x01(\x05\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"m\n\x0fRebootVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\xe6\x01\n\x10MigrateVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_node\x18\x03 \x01(\t\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x04 \x01(\x03\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x39\n\x08priority\x18\x14 \x01(\x0e\x32\'.hostler.api.type.v1.Operation.Priority\x12\x17\n\x0fmax_downtime_ms\x18\n \x01(\x05\"R\n\x12ReconcileVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\r\n\x05\x61pply\x18\x02 \x01(\x08\x12\x19\n\x11\x61llow_destructive\x18\x03 \x01(\x08\"\x95\x04\n\x0eReconciliation\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\x12;\n\x06\x63opies\x18\x03 \x03(\x0b\x32+.hostler.api.cluster.v1.Reconciliation.Copy\x12>\n\x07\x61\x63tions\x18\x04 \x03(\x0b\x32-.hostler.api.cluster.v1.Reconciliation.Action\x12\x12\n\nconsistent\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x1a\x64\n\x04\x43opy\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x08\x12\x0f\n\x07\x64\x65\x66ined\x18\x03 \x01(\x08\x12\r\n\x05power\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\r\n\x05owner\x18\x06 \x01(\x08\x1a\xdf\x01\n\x06\x41\x63tion\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65structive\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x42\n\x05state\x18\x05 \x01(\x0e\x32\x33.hostler.api.cluster.v1.Reconciliation.Action.State\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PROPOSED\x10\x01\x12\x08\n\x04\x44ONE\x10\x02\x12\x0c\n\x08WITHHELD\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"\'\n\x0fWatchVMsRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\x84\x01\n\x10WatchVMsResponse\x12*\n\x07updated\x18\x01 \x01(\x0b\x32\x17.hostler.api.type.v1.VMH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x04 \x01(\tB\x07\n\x05\x65vent2\xed\x06\n\tVMService\x12S\n\x08\x43reateVM\x12\'.hostler.api.cluster.v1.CreateVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x46\n\x05GetVM\x12$.hostler.api.cluster.v1.GetVMRequest\x1a\x17.hostler.api.type.v1.VM\x12Z\n\x07ListVMs\x12&.hostler.api.cluster.v1.ListVMsRequest\x1a\'.hostler.api.cluster.v1.ListVMsResponse\x12S\n\x08\x44\x65leteVM\x12\'.hostler.api.cluster.v1.DeleteVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12Q\n\x07StartVM\x12&.hostler.api.cluster.v1.StartVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12O\n\x06StopVM\x12%.hostler.api.cluster.v1.StopVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12S\n\x08RebootVM\x12\'.hostler.api.cluster.v1.RebootVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12U\n\tMigrateVM\x12(.hostler.api.cluster.v1.MigrateVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x61\n\x0bReconcileVM\x12*.hostler.api.cluster.v1.ReconcileVMRequest\x1a&.hostler.api.cluster.v1.Reconciliation\x12_\n\x08WatchVMs\x12\'.hostler.api.cluster.v1.WatchVMsRequest\x1a(.hostler.api.cluster.v1.WatchVMsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n hostler/api/cluster/v1/vms.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a#hostler/api/type/v1/operation.proto\x1a\x1chostler/api/type/v1/vm.proto\"\xb5\x01\n\x0f\x43reateVMRequest\x12\x13\n\x05vm_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12)\n\x02vm\x18\x02 \x01(\x0b\x32\x17.hostler.api.type.v1.VMB\x04\xe2\x41\x01\x02\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x15\n\rleave_stopped\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x12\n\ndeadline_s\x18\x1e \x01(\x05\"\"\n\x0cGetVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"E\n\x0eListVMsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\"f\n\x0fListVMsResponse\x12$\n\x03vms\x18\x01 \x03(\x0b\x32\x17.hostler.api.type.v1.VM\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"m\n\x0f\x44\x65leteVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"]\n\x0eStartVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\rStopVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x0f\n\x07grace_s\x18\x03 \x01(\x05\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"m\n\x0fRebootVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\xfa\x01\n\x10MigrateVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x18\n\x10\x64\x65stination_node\x18\x03 \x01(\t\x12\x17\n\x0f\x62\x61ndwidth_mib_s\x18\x04 \x01(\x03\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x39\n\x08priority\x18\x14 \x01(\x0e\x32\'.hostler.api.type.v1.Operation.Priority\x12\x17\n\x0fmax_downtime_ms\x18\n \x01(\x05\x12\x12\n\ndeadline_s\x18\x1e \x01(\x05\"R\n\x12ReconcileVMRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\r\n\x05\x61pply\x18\x02 \x01(\x08\x12\x19\n\x11\x61llow_destructive\x18\x03 \x01(\x08\"\x95\x04\n\x0eReconciliation\x12\n\n\x02vm\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\x12;\n\x06\x63opies\x18\x03 \x03(\x0b\x32+.hostler.api.cluster.v1.Reconciliation.Copy\x12>\n\x07\x61\x63tions\x18\x04 \x03(\x0b\x32-.hostler.api.cluster.v1.Reconciliation.Action\x12\x12\n\nconsistent\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x1a\x64\n\x04\x43opy\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x08\x12\x0f\n\x07\x64\x65\x66ined\x18\x03 \x01(\x08\x12\r\n\x05power\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\r\n\x05owner\x18\x06 \x01(\x08\x1a\xdf\x01\n\x06\x41\x63tion\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65structive\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x42\n\x05state\x18\x05 \x01(\x0e\x32\x33.hostler.api.cluster.v1.Reconciliation.Action.State\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PROPOSED\x10\x01\x12\x08\n\x04\x44ONE\x10\x02\x12\x0c\n\x08WITHHELD\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"\'\n\x0fWatchVMsRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\x84\x01\n\x10WatchVMsResponse\x12*\n\x07updated\x18\x01 \x01(\x0b\x32\x17.hostler.api.type.v1.VMH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x04 \x01(\tB\x07\n\x05\x65vent2\xed\x06\n\tVMService\x12S\n\x08\x43reateVM\x12\'.hostler.api.cluster.v1.CreateVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x46\n\x05GetVM\x12$.hostler.api.cluster.v1.GetVMRequest\x1a\x17.hostler.api.type.v1.VM\x12Z\n\x07ListVMs\x12&.hostler.api.cluster.v1.ListVMsRequest\x1a\'.hostler.api.cluster.v1.ListVMsResponse\x12S\n\x08\x44\x65leteVM\x12\'.hostler.api.cluster.v1.DeleteVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12Q\n\x07StartVM\x12&.hostler.api.cluster.v1.StartVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12O\n\x06StopVM\x12%.hostler.api.cluster.v1.StopVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12S\n\x08RebootVM\x12\'.hostler.api.cluster.v1.RebootVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12U\n\tMigrateVM\x12(.hostler.api.cluster.v1.MigrateVMRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x61\n\x0bReconcileVM\x12*.hostler.api.cluster.v1.ReconcileVMRequest\x1a&.hostler.api.cluster.v1.Reconciliation\x12_\n\x08WatchVMs\x12\'.hostler.api.cluster.v1.WatchVMsRequest\x1a(.hostler.api.cluster.v1.WatchVMsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,37 +53,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECONCILEVMREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_RECONCILEVMREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_CREATEVMREQUEST']._serialized_start=161
-  _globals['_CREATEVMREQUEST']._serialized_end=322
-  _globals['_GETVMREQUEST']._serialized_start=324
-  _globals['_GETVMREQUEST']._serialized_end=358
-  _globals['_LISTVMSREQUEST']._serialized_start=360
-  _globals['_LISTVMSREQUEST']._serialized_end=429
-  _globals['_LISTVMSRESPONSE']._serialized_start=431
-  _globals['_LISTVMSRESPONSE']._serialized_end=533
-  _globals['_DELETEVMREQUEST']._serialized_start=535
-  _globals['_DELETEVMREQUEST']._serialized_end=644
-  _globals['_STARTVMREQUEST']._serialized_start=646
-  _globals['_STARTVMREQUEST']._serialized_end=739
-  _globals['_STOPVMREQUEST']._serialized_start=741
-  _globals['_STOPVMREQUEST']._serialized_end=865
-  _globals['_REBOOTVMREQUEST']._serialized_start=867
-  _globals['_REBOOTVMREQUEST']._serialized_end=976
-  _globals['_MIGRATEVMREQUEST']._serialized_start=979
-  _globals['_MIGRATEVMREQUEST']._serialized_end=1209
-  _globals['_RECONCILEVMREQUEST']._serialized_start=1211
-  _globals['_RECONCILEVMREQUEST']._serialized_end=1293
-  _globals['_RECONCILIATION']._serialized_start=1296
-  _globals['_RECONCILIATION']._serialized_end=1829
-  _globals['_RECONCILIATION_COPY']._serialized_start=1503
-  _globals['_RECONCILIATION_COPY']._serialized_end=1603
-  _globals['_RECONCILIATION_ACTION']._serialized_start=1606
-  _globals['_RECONCILIATION_ACTION']._serialized_end=1829
-  _globals['_RECONCILIATION_ACTION_STATE']._serialized_start=1749
-  _globals['_RECONCILIATION_ACTION_STATE']._serialized_end=1829
-  _globals['_WATCHVMSREQUEST']._serialized_start=1831
-  _globals['_WATCHVMSREQUEST']._serialized_end=1870
-  _globals['_WATCHVMSRESPONSE']._serialized_start=1873
-  _globals['_WATCHVMSRESPONSE']._serialized_end=2005
-  _globals['_VMSERVICE']._serialized_start=2008
-  _globals['_VMSERVICE']._serialized_end=2885
+  _globals['_CREATEVMREQUEST']._serialized_end=342
+  _globals['_GETVMREQUEST']._serialized_start=344
+  _globals['_GETVMREQUEST']._serialized_end=378
+  _globals['_LISTVMSREQUEST']._serialized_start=380
+  _globals['_LISTVMSREQUEST']._serialized_end=449
+  _globals['_LISTVMSRESPONSE']._serialized_start=451
+  _globals['_LISTVMSRESPONSE']._serialized_end=553
+  _globals['_DELETEVMREQUEST']._serialized_start=555
+  _globals['_DELETEVMREQUEST']._serialized_end=664
+  _globals['_STARTVMREQUEST']._serialized_start=666
+  _globals['_STARTVMREQUEST']._serialized_end=759
+  _globals['_STOPVMREQUEST']._serialized_start=761
+  _globals['_STOPVMREQUEST']._serialized_end=885
+  _globals['_REBOOTVMREQUEST']._serialized_start=887
+  _globals['_REBOOTVMREQUEST']._serialized_end=996
+  _globals['_MIGRATEVMREQUEST']._serialized_start=999
+  _globals['_MIGRATEVMREQUEST']._serialized_end=1249
+  _globals['_RECONCILEVMREQUEST']._serialized_start=1251
+  _globals['_RECONCILEVMREQUEST']._serialized_end=1333
+  _globals['_RECONCILIATION']._serialized_start=1336
+  _globals['_RECONCILIATION']._serialized_end=1869
+  _globals['_RECONCILIATION_COPY']._serialized_start=1543
+  _globals['_RECONCILIATION_COPY']._serialized_end=1643
+  _globals['_RECONCILIATION_ACTION']._serialized_start=1646
+  _globals['_RECONCILIATION_ACTION']._serialized_end=1869
+  _globals['_RECONCILIATION_ACTION_STATE']._serialized_start=1789
+  _globals['_RECONCILIATION_ACTION_STATE']._serialized_end=1869
+  _globals['_WATCHVMSREQUEST']._serialized_start=1871
+  _globals['_WATCHVMSREQUEST']._serialized_end=1910
+  _globals['_WATCHVMSRESPONSE']._serialized_start=1913
+  _globals['_WATCHVMSRESPONSE']._serialized_end=2045
+  _globals['_VMSERVICE']._serialized_start=2048
+  _globals['_VMSERVICE']._serialized_end=2925
 # @@protoc_insertion_point(module_scope)

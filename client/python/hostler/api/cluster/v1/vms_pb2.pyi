@@ -33,6 +33,7 @@ class CreateVMRequest(_message.Message):
     LEAVE_STOPPED_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """The name of the new VM: 1 to 63 characters a-z, 0-9 and -, beginning with a letter."""
     node: _builtins.str
@@ -43,6 +44,10 @@ class CreateVMRequest(_message.Message):
     """A repeat with the same id by the same caller returns the same operation; up to 64 printable characters. Kept for 24 hours at least."""
     validate_only: _builtins.bool
     """Only say whether it would be accepted, and where: nothing is written, the operation returned has no name."""
+    deadline_s: _builtins.int
+    """Seconds after its acceptance: an operation that is not past its point of no return by then is turned back, as if it were cancelled, and FAILED
+    with DEADLINE. 0: none. At most 604800.
+    """
     @_builtins.property
     def vm(self) -> _vm_pb2.VM:
         """What is wanted."""
@@ -56,10 +61,11 @@ class CreateVMRequest(_message.Message):
         leave_stopped: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        deadline_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leave_stopped", b"leave_stopped", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only", "vm", b"vm", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "leave_stopped", b"leave_stopped", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only", "vm", b"vm", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,6 +321,7 @@ class MigrateVMRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`vms/{vm}`."""
     etag: _builtins.str
@@ -334,6 +341,10 @@ class MigrateVMRequest(_message.Message):
     """
     max_downtime_ms: _builtins.int
     """Ceiling of the downtime in milliseconds: the copy goes on until what is left fits it; 0: 300. At most 60000."""
+    deadline_s: _builtins.int
+    """Seconds after its acceptance: an operation that is not past its point of no return by then is turned back, as if it were cancelled, and FAILED
+    with DEADLINE. 0: none, but a copy that takes longer than half an hour. At most 604800.
+    """
     def __init__(
         self,
         *,
@@ -345,10 +356,11 @@ class MigrateVMRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         priority: _operation_pb2.Operation.Priority.ValueType = ...,
         max_downtime_ms: _builtins.int = ...,
+        deadline_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "destination_node", b"destination_node", "etag", b"etag", "max_downtime_ms", b"max_downtime_ms", "name", b"name", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "deadline_s", b"deadline_s", "destination_node", b"destination_node", "etag", b"etag", "max_downtime_ms", b"max_downtime_ms", "name", b"name", "priority", b"priority", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -257,6 +257,7 @@ class Operation(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
@@ -298,6 +299,10 @@ class Operation(_message.Message):
         """When it last changed its phase or state."""
 
     @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is turned back, if it is not past its point of no return by then; absent: it has no deadline."""
+
+    @_builtins.property
     def migration(self) -> Global___Operation.MigrationMetadata:
         """For MigrateVM."""
 
@@ -330,14 +335,15 @@ class Operation(_message.Message):
         request_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
         migration: Global___Operation.MigrationMetadata | None = ...,
         error: _status_pb2.Status | None = ...,
         vm: _vm_pb2.VM | None = ...,
         volume: _volume_pb2.Volume | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "metadata", b"metadata", "migration", b"migration", "progress", b"progress", "result", b"result", "update_time", b"update_time", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "error", b"error", "metadata", b"metadata", "migration", b"migration", "progress", b"progress", "result", b"result", "update_time", b"update_time", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellable", b"cancellable", "create_time", b"create_time", "done", b"done", "error", b"error", "metadata", b"metadata", "migration", b"migration", "name", b"name", "phase", b"phase", "phases", b"phases", "principal", b"principal", "progress", b"progress", "reason", b"reason", "request_id", b"request_id", "result", b"result", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellable", b"cancellable", "create_time", b"create_time", "deadline_time", b"deadline_time", "done", b"done", "error", b"error", "metadata", b"metadata", "migration", b"migration", "name", b"name", "phase", b"phase", "phases", b"phases", "principal", b"principal", "progress", b"progress", "reason", b"reason", "request_id", b"request_id", "result", b"result", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_metadata: _TypeAlias = _typing.Literal["migration"]  # noqa: Y015
     _WhichOneofArgType_metadata: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
