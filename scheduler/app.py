@@ -28,7 +28,7 @@ from scheduler.engine.deadlines import Deadlines
 from scheduler.engine.driving import Driver, Verbs
 from scheduler.engine.election import LEASE_TTL_S, Election, Term
 from scheduler.engine.fenced_nodes import FencedNodes
-from scheduler.engine.flows import migration, nodes, vms, volumes
+from scheduler.engine.flows import drain, migration, nodes, vms, volumes
 from scheduler.engine.liveness import WRITE_PAUSE_S, Liveness
 from scheduler.engine.mirror import Mirror
 from scheduler.engine.owed_removals import OwedRemovals
@@ -61,6 +61,7 @@ FLOWS: dict[Verb, Verbs] = {
     Verb.CREATE_VOLUME: volumes.CREATE,
     Verb.DELETE_VOLUME: volumes.DELETE,
     Verb.FENCE_NODE: nodes.FENCE,
+    Verb.DRAIN_NODE: drain.DRAIN,
 }
 
 log = structlog.get_logger()
@@ -117,7 +118,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     agents = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
     gateway = FencedNodes(agents, mirror)
     turns = Turns(replica.migration_limits, clock, liveness.health)
-    driver = Driver(mirror, writer, gateway, clock, FLOWS, turns, liveness.health)
+    driver = Driver(mirror, writer, gateway, clock, FLOWS, turns, liveness.health, SPREAD)
     retention = Retention(writer, clock, replica.operation_retention_h)
     removals = OwedRemovals(mirror, writer, gateway, clock)
     api = Api(

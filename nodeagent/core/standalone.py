@@ -134,6 +134,7 @@ def create_vm(records: HostRecords, host: Host, request: Request, wish: WishedVM
         create_ms=request.now_ms,
         labels=wish.labels,
         operation_id=operation.operation_id,
+        move_fallback=wish.move_fallback,
     )
     return Step(operation, {vm.vm_id: vm}, {volume.volume_id: volume for volume in volumes})
 

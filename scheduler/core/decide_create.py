@@ -191,6 +191,7 @@ def _vm_record(
         create_ms=request.now_ms,
         labels=wish.labels,
         operation_id=request.operation_id,
+        move_fallback=wish.move_fallback,
     )
 
 

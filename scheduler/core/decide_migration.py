@@ -11,11 +11,12 @@ from hostler.model.records import Priority
 from scheduler.core.accept import Accepted, Request, begin, charge, journal, repeat_of
 from scheduler.core.claims import Adding
 from scheduler.core.decide_power import check_etag, idle_vm
+from scheduler.core.holds import hold_of
 from scheduler.core.moving import moved_request
 from scheduler.core.placement.explain import no_capacity
-from scheduler.core.placement.place import NoFit, Placement, place, seed_of
+from scheduler.core.placement.place import NoFit, place, seed_of
 from scheduler.core.placement.policy import Policy
-from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, node_key, operation_key, vm_key
+from scheduler.core.records import ClaimKind, ClaimRecord, Migration, NodeState, Verb, VMRecord, claim_key, node_key, operation_key, vm_key
 from scheduler.core.state import ClusterState
 from scheduler.core.steps import COPYING, DESTINATION_READY, RESERVED
 from scheduler.core.transaction import Transaction
@@ -70,34 +71,49 @@ def migrate_vm(
     vm = kept.record
     cold = vm.owner.state is OwnerState.STOPPED
     _check_destination(state, vm, destination_node_id)
-    asked = moved_request(state, vm, destination_node_id, "it is there now" if cold else "it runs there now")
-    answer = place(state.view(), asked, policy, seed_of(request.operation_id))
-    if isinstance(answer, NoFit):
-        raise no_capacity(asked, answer)
-    migration = Migration(vm.owner.node_id, answer.node_id, answer.incarnation, bandwidth_mib_s, vm.owner.epoch, cold=cold)
+    node_id, claim = _place_or_hold(state, vm, destination_node_id, request.operation_id, policy)
+    incarnation = state.nodes[node_id].record.incarnation
+    migration = Migration(vm.owner.node_id, node_id, incarnation, bandwidth_mib_s, vm.owner.epoch, cold=cold)
     migration = replace(migration, priority=priority, named=bool(destination_node_id), max_downtime_ms=max_downtime_ms)
-    accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {answer.node_id}.")
+    accepted = begin(request, Verb.MIGRATE_VM, vm_id, f"Claimed on {node_id}.")
     operation = replace(accepted, phase=RESERVED, phases=(replace(accepted.phases[0], phase=RESERVED),), migration=migration)
-    claim = ClaimRecord(vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation.operation_id)
-    owner = vm.owner if cold else _in_handoff(vm.owner, operation.operation_id, answer)
+    owner = vm.owner if cold else _in_handoff(vm.owner, operation.operation_id, node_id, incarnation)
     held = replace(vm, owner=owner, operation_id=operation.operation_id)
     transaction = (
         journal(operation)
         .and_then(Transaction({vm_key(vm_id): kept.revision}, {vm_key(vm_id): held}))
-        .and_then(charge(state, Adding(claim)))
-        .and_then(Transaction({node_key(answer.node_id): state.nodes[answer.node_id].revision}))
+        .and_then(claim)
+        .and_then(Transaction({node_key(node_id): state.nodes[node_id].revision}))
     )
     return Accepted(operation, transaction)
 
 
-def _in_handoff(owner: Owner, operation_id: str, placement: Placement) -> Owner:
+def _place_or_hold(
+    state: ClusterState, vm: VMRecord, destination_node_id: str, operation_id: str, policy: Policy
+) -> tuple[str, Transaction]:
+    """Where it goes, and its claim there: the place that a drain of its node holds for it, else one that is found now and charged."""
+    hold = hold_of(state, vm)
+    if hold is not None and destination_node_id in ("", hold.record.node_id):
+        key = claim_key(hold.record.node_id, vm.vm_id)
+        taken = replace(hold.record, kind=ClaimKind.MIGRATE_IN, operation_id=operation_id)
+        return hold.record.node_id, Transaction({key: hold.revision}, {key: taken})
+    why_not_there = "it is there now" if vm.owner.state is OwnerState.STOPPED else "it runs there now"
+    asked = moved_request(state, vm, destination_node_id, why_not_there)
+    answer = place(state.view(), asked, policy, seed_of(operation_id))
+    if isinstance(answer, NoFit):
+        raise no_capacity(asked, answer)
+    claim = ClaimRecord(vm.vm_id, vm.uid, answer.node_id, ClaimKind.MIGRATE_IN, answer.charged, operation_id)
+    return answer.node_id, charge(state, Adding(claim))
+
+
+def _in_handoff(owner: Owner, operation_id: str, node_id: str, incarnation: str) -> Owner:
     """The source may go on running it, and the destination may receive a paused copy."""
     return replace(
         owner,
         state=OwnerState.HANDOFF,
         operation_id=operation_id,
-        destination_node_id=placement.node_id,
-        destination_incarnation=placement.incarnation,
+        destination_node_id=node_id,
+        destination_incarnation=incarnation,
     )
 
 

@@ -16,7 +16,11 @@ from enum import StrEnum
 from hostler.model.domain import ServiceClass, VolumeSpec
 from hostler.model.quantities import Quantities
 from hostler.model.records import ENDED as ENDED
+from hostler.model.records import Drain as Drain
+from hostler.model.records import DrainEntry as DrainEntry
+from hostler.model.records import DrainState as DrainState
 from hostler.model.records import Migration as Migration
+from hostler.model.records import MoveFallback as MoveFallback
 from hostler.model.records import Observed as Observed
 from hostler.model.records import OperationRecord as OperationRecord
 from hostler.model.records import OperationState as OperationState
@@ -141,6 +145,8 @@ class ClaimKind(StrEnum):
     """The VM lives here."""
     MIGRATE_IN = "MIGRATE_IN"
     """The VM is on its way here."""
+    HOLD = "HOLD"
+    """A place for a VM that a drain will move here; `operation_id` is the drain's. The move makes it a MIGRATE_IN."""
 
 
 @dataclass(frozen=True, slots=True)

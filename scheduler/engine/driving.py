@@ -14,6 +14,7 @@ import structlog
 from hostler.errors import Conflict, HostlerError, Internal, Reason, Unavailable
 from hostler.server.clock import Clock, wall_ms
 from scheduler.core.decide_fence import way_out
+from scheduler.core.placement.policy import Policy
 from scheduler.core.records import OperationRecord, Verb, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import By
@@ -50,6 +51,7 @@ class Run:
     clock: Clock
     term: Term
     turns: Turns
+    policy: Policy
     waiting_for: str = ""
 
     @property
@@ -104,6 +106,7 @@ class Driver:
         flows: Mapping[Verb, Verbs],
         turns: Turns,
         health: Callable[[], Mapping[str, Health]],
+        policy: Policy,
     ) -> None:
         self._mirror = mirror
         self._writer = writer
@@ -112,6 +115,7 @@ class Driver:
         self._flows = flows
         self._turns = turns
         self._health = health
+        self._policy = policy
         self._runs: dict[str, Run] = {}
 
     def waiting_for(self, operation_id: str) -> str:
@@ -126,7 +130,7 @@ class Driver:
                     revision = self._mirror.state.revision
                     for operation_id, kept in list(self._mirror.state.operations.items()):
                         if not kept.record.done and operation_id not in self._runs:
-                            run = Run(operation_id, self._nodes, self._mirror, self._writer, self._clock, term, self._turns)
+                            run = Run(operation_id, self._nodes, self._mirror, self._writer, self._clock, term, self._turns, self._policy)
                             self._runs[operation_id] = run
                             group.create_task(self._drive(run), name=f"drive {operation_id}")
                     await self._mirror.await_change(revision, RETRY_MOST_S)

@@ -92,7 +92,20 @@ class Api:
         return operation_to_wire(self.mirror.state, operation, self.turns.why_not(self.mirror.state, operation))
 
     async def operation_to_wire(self, state: ClusterState, operation: OperationRecord) -> operation_pb2.Operation:
-        """With progress and what it waits for, where this replica knows."""
+        """With progress and what it waits for, where this replica knows; a drain with that of each VM that moves."""
+        message = await self._operation_to_wire(state, operation)
+        if operation.drain is None or operation.done:
+            return message
+        for entry in message.drain.entries:
+            child = state.operations.get(entry.operation.removeprefix("operations/"))
+            if entry.state == operation_pb2.Operation.DrainMetadata.MOVING and child is not None:
+                moving = await self._operation_to_wire(state, child.record)
+                entry.reason = f"{moving.phase}: {moving.reason}" if moving.reason else moving.phase
+                if moving.HasField("progress"):
+                    entry.progress.CopyFrom(moving.progress)
+        return message
+
+    async def _operation_to_wire(self, state: ClusterState, operation: OperationRecord) -> operation_pb2.Operation:
         progress = await self.progress.of(operation) if not operation.done else None
         waits = self.turns.why_not(state, operation) or self.waiting_for(operation.operation_id)
         return operation_to_wire(state, operation, waits, progress)

@@ -10,6 +10,7 @@ from hostler.errors import NotFound, Reason
 from hostler.server import request_checks as checks
 from scheduler.core.decide_fence import fence_node
 from scheduler.core.decide_nodes import set_state
+from scheduler.core.drain import PARALLEL_MOST, drain_node
 from scheduler.core.records import NodeState
 from scheduler.core.state import ClusterState
 from scheduler.rpc.api import Api
@@ -54,6 +55,21 @@ class NodeService(nodes_pb2_grpc.NodeServiceServicer):
         )
         asked, node_id = self._api.request(request, request.request_id), request.name.removeprefix("nodes/")
         return await self._api.accept(lambda state: fence_node(state, asked, node_id, request.etag), request.validate_only)
+
+    async def DrainNode(self, request: nodes_pb2.DrainNodeRequest, context: Context) -> operation_pb2.Operation:
+        checks.require(
+            request,
+            *checks.resource("name", request.name, "nodes"),
+            *checks.request_id(request.request_id),
+            *checks.between("parallel", request.parallel, 0, PARALLEL_MOST),
+        )
+        asked, node_id = self._api.request(request, request.request_id), request.name.removeprefix("nodes/")
+        return await self._api.accept(
+            lambda state: drain_node(
+                state, asked, node_id, request.etag, request.parallel, self._api.policy, plan_only=request.validate_only
+            ),
+            request.validate_only,
+        )
 
     async def WatchNodes(self, request: nodes_pb2.WatchNodesRequest, context: Context) -> AsyncIterator[nodes_pb2.WatchNodesResponse]:
         def updated(state: ClusterState, node_id: str) -> nodes_pb2.WatchNodesResponse | None:

@@ -107,6 +107,7 @@ class Cluster(Machines):
         networks: Sequence[str] = (),
         node: str = "",
         labels: Mapping[str, str] | None = None,
+        move_fallback: str = "",
         start: bool = True,
         deadline_s: int = 0,
         validate_only: bool = False,
@@ -114,11 +115,13 @@ class Cluster(Machines):
     ) -> OperationHandle:
         """Make a VM: a flavor, or vcpus and memory_mib. Its first disk is a new volume in `pool` (a copy of `image`, `size_mib` large) if one
         is named, then the existing `volumes`. `node`: there or nowhere. Raises NoCapacity with the reason for every node.
+        `move_fallback`: "stay" (default) or "restart", what a drain of its node may do if it cannot be moved while it runs.
         """
         wanted = wanted_vm(
             flavor=flavor, vcpus=vcpus, memory_mib=memory_mib, cpu_floor_milli=cpu_floor_milli, service_class=service_class,
             image=image, pool=pool, size_mib=size_mib, volumes=volumes, networks=networks, labels=labels,
         )  # fmt: skip
+        wanted.move_fallback = _move_fallback_of(move_fallback)
         request = vms_pb2.CreateVMRequest(
             vm_id=name.removeprefix("vms/"),
             vm=wanted,
@@ -212,6 +215,16 @@ class Cluster(Machines):
         )
         return await self._accepted(lambda stubs: stubs.nodes.FenceNode, request)
 
+    async def drain_node(
+        self, name: str, *, parallel: int = 0, etag: str = "", validate_only: bool = False, request_id: str = ""
+    ) -> OperationHandle:
+        """Cordon it and move its VMs away, `parallel` (0: 4) at once. With `validate_only` the operation's `drain` is the plan.
+
+        Waiting for it raises OperationFailed if something stays; `operation.drain` says what and why.
+        """
+        request = nodes_pb2.DrainNodeRequest(name=full("nodes", name), etag=etag, parallel=parallel, **mutation(request_id, validate_only))
+        return await self._accepted(lambda stubs: stubs.nodes.DrainNode, request)
+
     def watch_nodes(self) -> AsyncGenerator[NodeEvent]:
         """All nodes, a Bookmark, then every change of them and of their health; a lost replica shows as Resync. Close it when done."""
 
@@ -288,3 +301,12 @@ def _priority_of(name: str) -> "Operation.Priority.ValueType":
     if name.upper() not in ("LOW", "NORMAL", "HIGH"):
         raise invalid(Violation("priority", f"{name!r} is none of low, normal, high"))
     return Operation.Priority.Value(name.upper())
+
+
+def _move_fallback_of(name: str) -> "VM.MoveFallback.ValueType":
+    """`stay`, `restart`; empty: not said."""
+    if not name:
+        return VM.MOVE_FALLBACK_UNSPECIFIED
+    if name.upper() not in ("STAY", "RESTART"):
+        raise invalid(Violation("vm.move_fallback", f"{name!r} is none of stay, restart"))
+    return VM.MoveFallback.Value(name.upper())

@@ -43,9 +43,15 @@ class Screen:
                 position += 1
 
     def _control(self, letter: str, arguments: str) -> None:
-        assert letter == "m" or (letter, arguments) == ("K", ""), f"an unknown sequence: {letter} {arguments}"
-        if letter == "K":
+        known = letter == "m" or (letter, arguments) in (("K", ""), ("J", "")) or (letter == "A" and arguments.isdigit())
+        assert known, f"an unknown sequence: {letter} {arguments}"
+        if letter == "A":
+            assert int(arguments) <= self._row, "up, out of the screen"
+            self._row -= int(arguments)
+        if letter in "KJ":
             del self._lines[self._row][self._column :]
+        if letter == "J":
+            del self._lines[self._row + 1 :]
 
     def _put(self, character: str) -> None:
         if character == "\r":

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hostler.cli import completion
+from hostler.cli.drain import drained, planned
 from hostler.cli.output import NODES, Format, say, short, show
-from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, Watch, finish, follow, run, run_cluster
+from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, Watch, finish, follow, run, run_cluster, tell
 
 if TYPE_CHECKING:
     from hostler.cluster import Cluster
@@ -111,5 +112,35 @@ def fence(
             name, confirm_powered_off=confirm_powered_off, etag=etag, validate_only=dry_run, request_id=request_id
         )
         await finish(handle, Ending(wait, timeout, output), lambda operation: f"node {short(operation.target)} is fenced")
+
+    run_cluster(ctx, work)
+
+
+@app.command()
+@app.command("evacuate", hidden=True)
+def drain(
+    ctx: typer.Context,
+    name: Name,
+    parallel: Annotated[int, typer.Option(help="Moves begun at once; 0: 4. How many copy at the same time is limited per node.")] = 0,
+    etag: Etag = "",
+    wait: Wait = True,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    request_id: RequestId = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Empty a node: cordon it and move its VMs away, while they run. Examples: hostler node drain n1 --dry-run; hostler node drain n1 --parallel 2
+
+    All places are held before the first move. A VM is never stopped, unless it was made with --move-fallback restart and cannot be moved live. What
+    cannot be moved stays, and the drain ends as failed and says why; the node stays cordoned. --dry-run shows the plan and changes nothing. After
+    Ctrl-C the drain goes on; `hostler op cancel` begins no further move, and those that have begun go on to their end.
+    """
+
+    async def work(cluster: "Cluster") -> None:
+        handle = await cluster.drain_node(name, parallel=parallel, etag=etag, validate_only=dry_run, request_id=request_id)
+        if dry_run:
+            tell(handle.operation, output, planned(handle.operation))
+        else:
+            await finish(handle, Ending(wait, timeout, output), drained)
 
     run_cluster(ctx, work)

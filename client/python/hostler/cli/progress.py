@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
+from hostler.cli import drain
 from hostler.cli.output import colours, duration, short, size
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ LEFT_WIDTH = len("99 min left")
 MARGIN = 3
 """Columns that stay free, so that the ^C of the terminal's echo wraps nothing."""
 GAP = "  "
-ERASE_LINE, ERASE_REST = "\r\x1b[K", "\x1b[K"
+ERASE_LINE, ERASE_REST, ERASE_BELOW = "\r\x1b[K", "\x1b[K", "\x1b[J"
 
 
 @contextmanager
@@ -46,6 +47,7 @@ def shown() -> "Iterator[Callable[[Operation], None]]":
 
 def _lines() -> "Callable[[Operation], None]":
     last: tuple[str, int] = ("", -1)
+    vms: dict[str, str] = {}
 
     def update(operation: "Operation") -> None:
         nonlocal last
@@ -53,6 +55,8 @@ def _lines() -> "Callable[[Operation], None]":
         if now != last and not operation.done:
             typer.echo(plain(operation), err=True)
         last = now
+        for line in drain.changes(vms, operation):
+            typer.echo(line, err=True)
 
     return update
 
@@ -83,7 +87,7 @@ def left(progress: "Operation.Progress") -> str:
 
 
 class Line:
-    """The line on the terminal."""
+    """The line on the terminal; of a drain the rows of its VMs below it."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
@@ -92,6 +96,7 @@ class Line:
         self._operation: Operation | None = None
         self._loop = asyncio.get_running_loop()
         self._began_s = self._loop.time()
+        self._height = 1
         self._tick = self._loop.call_later(TICK_S, self._again)
 
     def update(self, operation: "Operation") -> None:
@@ -102,7 +107,7 @@ class Line:
     def end(self) -> None:
         """Erase it. It is not drawn again."""
         self._tick.cancel()
-        self._write(ERASE_LINE)
+        self._write(self._top() + ERASE_LINE + (ERASE_BELOW if self._height > 1 else ""))
 
     def _again(self) -> None:
         """Now and then: the seconds, and the terminal's width, change by themselves."""
@@ -112,11 +117,19 @@ class Line:
     def _draw(self) -> None:
         if self._operation is None:
             return
-        width = os.get_terminal_size(self._terminal.fileno()).columns - MARGIN
+        terminal = os.get_terminal_size(self._terminal.fileno())
+        width = terminal.columns - MARGIN
         drawn = bar_line(self._operation, int(self._loop.time() - self._began_s), width, fancy=self._fancy)
         if self._coloured and self._operation.phase:
             drawn = drawn.replace(self._operation.phase, typer.style(self._operation.phase, bold=True), 1)
-        self._write(f"\r{drawn}{ERASE_REST}")
+        lines = [drawn, *drain.rows(self._operation, width, terminal.lines - 2, fancy=self._fancy)]
+        text = f"{self._top()}\r" + "\n".join(f"{line}{ERASE_REST}" for line in lines)
+        self._write(text + (ERASE_BELOW if len(lines) < self._height else ""))
+        self._height = len(lines)
+
+    def _top(self) -> str:
+        """Up to the first line of what is drawn."""
+        return f"\x1b[{self._height - 1}A" if self._height > 1 else ""
 
     def _write(self, text: str) -> None:
         """At once, so that nothing half drawn is seen."""

@@ -167,13 +167,13 @@ async def finish(handle: "OperationHandle", ending: Ending, done: "Callable[[Ope
     """Wait if that is wanted, and print: `done`'s text of the operation for people, the operation itself for programs."""
     if not handle.name:
         begins = f"\n  it would begin: {handle.operation.reason}" if handle.operation.reason else ""
-        _print(handle.operation, ending.form, f"would be accepted: {handle.operation.verb} {handle.operation.target}{begins}")
+        tell(handle.operation, ending.form, f"would be accepted: {handle.operation.verb} {handle.operation.target}{begins}")
         return
     if not ending.wait:
-        _print(handle.operation, ending.form, f"accepted: {handle.name}\n{_follow_up(handle.name)}")
+        tell(handle.operation, ending.form, f"accepted: {handle.name}\n{_follow_up(handle.name)}")
         return
     operation = await waited(handle, ending.timeout_s)
-    _print(operation, ending.form, done(operation))
+    tell(operation, ending.form, done(operation))
 
 
 async def waited(handle: "OperationHandle", timeout_s: float | None) -> "Operation":
@@ -196,7 +196,8 @@ def _follow_up(name: str) -> str:
     return f"  watch:  hostler op watch {short(name)}\n  cancel: hostler op cancel {short(name)}"
 
 
-def _print(operation: "Operation", form: Format, text: str) -> None:
+def tell(operation: "Operation", form: Format, text: str) -> None:
+    """`text` for people, the operation itself for programs."""
     match form:
         case Format.JSON | Format.YAML:
             typer.echo(dumped(document(operation), form))

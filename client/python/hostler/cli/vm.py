@@ -43,6 +43,13 @@ Deadline = Annotated[int, typer.Option(metavar="SECONDS", help="Turn it back if 
 Force = Annotated[bool, typer.Option("--force", help="Do not ask the guest: take its power.")]
 
 
+class MoveFallback(StrEnum):
+    """--move-fallback"""
+
+    STAY = "stay"
+    RESTART = "restart"
+
+
 @app.command()
 def create(
     ctx: typer.Context,
@@ -61,6 +68,9 @@ def create(
     network: Annotated[list[str], typer.Option(help="A bridge to attach to; may be repeated.")] = [],  # noqa: B006
     label: Annotated[list[str], typer.Option(metavar="KEY=VALUE", help="A label; may be repeated.")] = [],  # noqa: B006
     node: Annotated[str, typer.Option(help="Place it there or not at all.", autocompletion=completion.nodes)] = "",
+    move_fallback: Annotated[
+        MoveFallback | None, typer.Option(help="What a drain of its node may do if it cannot be moved while it runs; default: stay.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it, or leave it stopped.")] = True,
     deadline: Deadline = 0,
     wait: Wait = True,
@@ -81,16 +91,18 @@ def create(
         "start": start, "validate_only": dry_run, "request_id": request_id,
     }  # fmt: skip
 
+    fallback = move_fallback.value if move_fallback else ""
+
     async def work(asked: "Cluster | Host") -> None:
         from hostler.node import Host
 
         if isinstance(asked, Host):
             handle = await asked.create_vm(name, **wanted)
         else:
-            handle = await asked.create_vm(name, flavor=flavor, node=node, deadline_s=deadline, **wanted)
+            handle = await asked.create_vm(name, flavor=flavor, node=node, move_fallback=fallback, deadline_s=deadline, **wanted)
         await finish(handle, Ending(wait, timeout, output), vm_is)
 
-    for option, value in (("--flavor", flavor), ("--node", node), ("--deadline", str(deadline or ""))):
+    for option, value in (("--flavor", flavor), ("--node", node), ("--deadline", str(deadline or "")), ("--move-fallback", fallback)):
         only_in_a_cluster(ctx, option, value)
     run(ctx, work)
 

@@ -16,6 +16,8 @@ VOLUMES, DEFINED, STARTING, ROLLBACK = "VOLUMES", "DEFINED", "STARTING", "ROLLBA
 STOPPING, REBOOTING, REMOVING = "STOPPING", "REBOOTING", "REMOVING"
 RESERVED, DESTINATION_READY, COPYING, COMMITTED, ABORTING = "RESERVED", "DESTINATION_READY", "COPYING", "COMMITTED", "ABORTING"
 
+CLAIMING, MOVING, RELEASING = "CLAIMING", "MOVING", "RELEASING"
+
 CANCELLABLE = frozenset({ACCEPTED, VOLUMES, DEFINED, RESERVED, DESTINATION_READY, COPYING})
 """Phases before the point of no return."""
 
@@ -90,7 +92,9 @@ def fail(operation: OperationRecord, error: StoredError, driver: str, now_ms: in
 
 
 def can_cancel(operation: OperationRecord) -> bool:
-    """CreateVM before it starts the VM, MigrateVM before the commit."""
+    """CreateVM before it starts the VM, MigrateVM before the commit, DrainNode while it begins moves."""
+    if operation.verb is Verb.DRAIN_NODE:
+        return operation.phase in (ACCEPTED, CLAIMING, MOVING)
     return operation.verb in (Verb.CREATE_VM, Verb.MIGRATE_VM) and operation.phase in CANCELLABLE
 
 

@@ -37,6 +37,13 @@ class Observed(StrEnum):
     CRASHED = "CRASHED"
 
 
+class MoveFallback(StrEnum):
+    """What a drain may do with a VM that cannot be moved while it runs; meanings in proto hostler.api.type.v1.VM.MoveFallback."""
+
+    STAY = "STAY"
+    RESTART = "RESTART"
+
+
 @dataclass(frozen=True, slots=True)
 class VMRecord:
     """A VM. `operation_id` is the one operation that may change it now, empty when none is. `own_volumes` go when it goes.
@@ -57,6 +64,7 @@ class VMRecord:
     operation_id: str = ""
     reason: str = ""
     drift: tuple[str, ...] = ()
+    move_fallback: MoveFallback = MoveFallback.STAY
 
 
 class VolumeState(StrEnum):
@@ -95,6 +103,7 @@ class Verb(StrEnum):
     CREATE_VOLUME = "CreateVolume"
     DELETE_VOLUME = "DeleteVolume"
     FENCE_NODE = "FenceNode"
+    DRAIN_NODE = "DrainNode"
 
 
 class OperationState(StrEnum):
@@ -177,6 +186,44 @@ class Migration:
     iterations: int = 0
 
 
+class DrainState(StrEnum):
+    """What a drain has done with one VM; meanings in proto hostler.api.type.v1.Operation.DrainMetadata.State."""
+
+    PLANNED = "PLANNED"
+    MOVING = "MOVING"
+    MOVED = "MOVED"
+    BLOCKED = "BLOCKED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEntry:
+    """One VM of a drain. `operation_id` is what moves it now, or did last; `steps` counts those, `tries` the moves that have failed.
+
+    `restart`: it is stopped, moved and started; `stopped`: the first of it is done, so it is to be started whatever happens.
+    """
+
+    vm_id: str
+    state: DrainState
+    destination_node_id: str = ""
+    operation_id: str = ""
+    reason: str = ""
+    fix: str = ""
+    steps: int = 0
+    tries: int = 0
+    restart: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What a DrainNode operation knows: how many it moves at once, and each VM in the order in which they go."""
+
+    parallel: int
+    entries: tuple[DrainEntry, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
     """How a StopVM, RebootVM or DeleteVM operation goes about it."""
@@ -209,6 +256,7 @@ class OperationRecord:
     leave_stopped: bool = False
     migration: Migration | None = None
     stop: Stop | None = None
+    drain: Drain | None = None
     error: StoredError | None = None
     final_vm: VMRecord | None = None
     final_volume: VolumeRecord | None = None

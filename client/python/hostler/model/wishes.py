@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hostler.errors import Violation, invalid
 from hostler.model.domain import ServiceClass
+from hostler.model.records import MoveFallback
 
 DEFAULT_GRACE_S = 60
 DEFAULT_VOLUME_MIB = 1024
@@ -57,3 +58,4 @@ class WishedVM:
     labels: dict[str, str] = field(default_factory=dict)
     only_node_id: str = ""
     leave_stopped: bool = False
+    move_fallback: MoveFallback = MoveFallback.STAY

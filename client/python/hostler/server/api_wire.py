@@ -12,7 +12,7 @@ from hostler.errors import Violation, invalid
 from hostler.model.copy import DEFAULT_DOWNTIME_MS
 from hostler.model.journal import Request, can_cancel
 from hostler.model.owner import OwnerState
-from hostler.model.records import Migration, Observed, OperationRecord, Verb, VMRecord, VolumeRecord
+from hostler.model.records import Drain, Migration, MoveFallback, Observed, OperationRecord, Verb, VMRecord, VolumeRecord
 from hostler.model.wishes import ExistingDisk, NewDisk, WishedNic, WishedVM
 from hostler.rpc_status import to_status
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, quantities_to_wire
@@ -55,6 +55,7 @@ def vm_to_wire(vm: VMRecord, etag: str, stale: str = "") -> vm_pb2.VM:
         operation=f"operations/{vm.operation_id}" if vm.operation_id else "",
         charged=quantities_to_wire(vm.domain.charged),
         stale=bool(stale),
+        move_fallback=vm_pb2.VM.MoveFallback.Value(vm.move_fallback.value),
         create_time=timestamp(vm.create_ms) if vm.create_ms else None,
         drift=vm.drift,
     )
@@ -88,7 +89,7 @@ def collection_of(verb: Verb) -> str:
     match verb:
         case Verb.CREATE_VOLUME | Verb.DELETE_VOLUME:
             return "volumes"
-        case Verb.FENCE_NODE:
+        case Verb.FENCE_NODE | Verb.DRAIN_NODE:
             return "nodes"
         case _:
             return "vms"
@@ -138,6 +139,8 @@ def operation_to_wire(
                 priority=operation_pb2.Operation.Priority.Value(operation.migration.priority.value),
             )
         )
+    if operation.drain is not None:
+        message.drain.CopyFrom(_drain_to_wire(operation.drain))
     if operation.done:
         _result(operation, vm, message)
     return message
@@ -145,6 +148,25 @@ def operation_to_wire(
 
 def _ceiling_ms(migration: Migration) -> int:
     return migration.max_downtime_ms or DEFAULT_DOWNTIME_MS
+
+
+def _drain_to_wire(drain: Drain) -> operation_pb2.Operation.DrainMetadata:
+    kind = operation_pb2.Operation.DrainMetadata
+    return kind(
+        parallel=drain.parallel,
+        entries=[
+            kind.Entry(
+                vm=f"vms/{entry.vm_id}",
+                destination_node=f"nodes/{entry.destination_node_id}" if entry.destination_node_id else "",
+                state=kind.State.Value(entry.state.value),
+                operation=f"operations/{entry.operation_id}" if entry.operation_id else "",
+                reason=entry.reason,
+                fix=entry.fix,
+                restart=entry.restart,
+            )
+            for entry in drain.entries
+        ],
+    )
 
 
 def _result(operation: OperationRecord, vm: vm_pb2.VM | None, message: operation_pb2.Operation) -> None:
@@ -173,6 +195,7 @@ def wished_vm(vm_id: str, vm: vm_pb2.VM, only_node_id: str, leave_stopped: bool,
         labels=dict(vm.labels),
         only_node_id=only_node_id,
         leave_stopped=leave_stopped,
+        move_fallback=MoveFallback(vm_pb2.VM.MoveFallback.Name(vm.move_fallback)) if vm.move_fallback else MoveFallback.STAY,
     )
 
 

@@ -27,7 +27,7 @@ from hostler.api.type.v1 import node_pb2 as hostler_dot_api_dot_type_dot_v1_dot_
 from hostler.api.type.v1 import operation_pb2 as hostler_dot_api_dot_type_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hostler/api/cluster/v1/nodes.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1ehostler/api/type/v1/node.proto\x1a#hostler/api/type/v1/operation.proto\"$\n\x0eGetNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x11ListNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.hostler.api.type.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"`\n\x11\x43ordonNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x13UncordonNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\x10\x46\x65nceNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\x13\x63onfirm_powered_off\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\")\n\x11WatchNodesRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\x88\x01\n\x12WatchNodesResponse\x12,\n\x07updated\x18\x01 \x01(\x0b\x32\x19.hostler.api.type.v1.NodeH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x04 \x01(\tB\x07\n\x05\x65vent2\xa7\x04\n\x0bNodeService\x12L\n\x07GetNode\x12&.hostler.api.cluster.v1.GetNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12`\n\tListNodes\x12(.hostler.api.cluster.v1.ListNodesRequest\x1a).hostler.api.cluster.v1.ListNodesResponse\x12R\n\nCordonNode\x12).hostler.api.cluster.v1.CordonNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12V\n\x0cUncordonNode\x12+.hostler.api.cluster.v1.UncordonNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12U\n\tFenceNode\x12(.hostler.api.cluster.v1.FenceNodeRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x65\n\nWatchNodes\x12).hostler.api.cluster.v1.WatchNodesRequest\x1a*.hostler.api.cluster.v1.WatchNodesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"hostler/api/cluster/v1/nodes.proto\x12\x16hostler.api.cluster.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1ehostler/api/type/v1/node.proto\x1a#hostler/api/type/v1/operation.proto\"$\n\x0eGetNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x11ListNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.hostler.api.type.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"`\n\x11\x43ordonNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x13UncordonNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\x10\x46\x65nceNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\x13\x63onfirm_powered_off\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"q\n\x10\x44rainNodeRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x10\n\x08parallel\x18\x05 \x01(\x05\")\n\x11WatchNodesRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\x88\x01\n\x12WatchNodesResponse\x12,\n\x07updated\x18\x01 \x01(\x0b\x32\x19.hostler.api.type.v1.NodeH\x00\x12\x11\n\x07\x64\x65leted\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x62ookmark\x18\x03 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x04 \x01(\tB\x07\n\x05\x65vent2\xfe\x04\n\x0bNodeService\x12L\n\x07GetNode\x12&.hostler.api.cluster.v1.GetNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12`\n\tListNodes\x12(.hostler.api.cluster.v1.ListNodesRequest\x1a).hostler.api.cluster.v1.ListNodesResponse\x12R\n\nCordonNode\x12).hostler.api.cluster.v1.CordonNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12V\n\x0cUncordonNode\x12+.hostler.api.cluster.v1.UncordonNodeRequest\x1a\x19.hostler.api.type.v1.Node\x12U\n\tFenceNode\x12(.hostler.api.cluster.v1.FenceNodeRequest\x1a\x1e.hostler.api.type.v1.Operation\x12U\n\tDrainNode\x12(.hostler.api.cluster.v1.DrainNodeRequest\x1a\x1e.hostler.api.type.v1.Operation\x12\x65\n\nWatchNodes\x12).hostler.api.cluster.v1.WatchNodesRequest\x1a*.hostler.api.cluster.v1.WatchNodesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNCORDONNODEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_FENCENODEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_FENCENODEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINNODEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DRAINNODEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_GETNODEREQUEST']._serialized_start=164
   _globals['_GETNODEREQUEST']._serialized_end=200
   _globals['_LISTNODESREQUEST']._serialized_start=202
@@ -54,10 +56,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNCORDONNODEREQUEST']._serialized_end=567
   _globals['_FENCENODEREQUEST']._serialized_start=569
   _globals['_FENCENODEREQUEST']._serialized_end=693
-  _globals['_WATCHNODESREQUEST']._serialized_start=695
-  _globals['_WATCHNODESREQUEST']._serialized_end=736
-  _globals['_WATCHNODESRESPONSE']._serialized_start=739
-  _globals['_WATCHNODESRESPONSE']._serialized_end=875
-  _globals['_NODESERVICE']._serialized_start=878
-  _globals['_NODESERVICE']._serialized_end=1429
+  _globals['_DRAINNODEREQUEST']._serialized_start=695
+  _globals['_DRAINNODEREQUEST']._serialized_end=808
+  _globals['_WATCHNODESREQUEST']._serialized_start=810
+  _globals['_WATCHNODESREQUEST']._serialized_end=851
+  _globals['_WATCHNODESRESPONSE']._serialized_start=854
+  _globals['_WATCHNODESRESPONSE']._serialized_end=990
+  _globals['_NODESERVICE']._serialized_start=993
+  _globals['_NODESERVICE']._serialized_end=1631
 # @@protoc_insertion_point(module_scope)

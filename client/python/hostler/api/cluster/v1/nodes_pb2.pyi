@@ -206,6 +206,46 @@ class FenceNodeRequest(_message.Message):
 Global___FenceNodeRequest: _TypeAlias = FenceNodeRequest  # noqa: Y015
 
 @_typing.final
+class DrainNodeRequest(_message.Message):
+    """See NodeService.DrainNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`nodes/{node}`."""
+    etag: _builtins.str
+    """The node's etag, to drain it only if nobody else changed it."""
+    request_id: _builtins.str
+    """The same id again answers the same operation."""
+    validate_only: _builtins.bool
+    """Only plan: the operation returned has no name, its `drain` says where each VM would go, or why it cannot."""
+    parallel: _builtins.int
+    """Moves begun at once; 0: 4; at most 64. How many of them copy at the same time is limited by the nodes, see MigrateVMRequest.priority: a drain's
+    moves are LOW.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        parallel: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "parallel", b"parallel", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
 class WatchNodesRequest(_message.Message):
     """See NodeService.WatchNodes."""
 

@@ -62,6 +62,11 @@ class NodeServiceStub:
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.SerializeToString,
                 response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
                 _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/hostler.api.cluster.v1.NodeService/DrainNode',
+                request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+                _registered_method=True)
         self.WatchNodes = channel.unary_stream(
                 '/hostler.api.cluster.v1.NodeService/WatchNodes',
                 request_serializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.WatchNodesRequest.SerializeToString,
@@ -110,6 +115,17 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainNode(self, request, context):
+        """Cordons a node and moves its VMs away: those that run live, those that are off without a copy. All places are held before the first move.
+        It never stops a VM, unless the VM's move_fallback says RESTART. It succeeds when nothing is left, else it ends FAILED with what is left and why;
+        the node stays cordoned either way. When it is cancelled no further move begins, those that have begun go on to their end. With validate_only:
+        the plan (`drain`), and nothing changes.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (NODE_DRAINING, NODE_FENCED), ABORTED (ETAG_MISMATCH), UNAVAILABLE (NODE_UNREACHABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchNodes(self, request, context):
         """Every change of nodes, as WatchVMs.
         """
@@ -143,6 +159,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
             'FenceNode': grpc.unary_unary_rpc_method_handler(
                     servicer.FenceNode,
                     request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.FromString,
+                    response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.DrainNodeRequest.FromString,
                     response_serializer=hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.SerializeToString,
             ),
             'WatchNodes': grpc.unary_stream_rpc_method_handler(
@@ -286,6 +307,33 @@ class NodeService:
             target,
             '/hostler.api.cluster.v1.NodeService/FenceNode',
             hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.FenceNodeRequest.SerializeToString,
+            hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.api.cluster.v1.NodeService/DrainNode',
+            hostler_dot_api_dot_cluster_dot_v1_dot_nodes__pb2.DrainNodeRequest.SerializeToString,
             hostler_dot_api_dot_type_dot_v1_dot_operation__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -48,6 +48,13 @@ class NodeServiceStub:
     elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
     Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
     """
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _operation_pb2.Operation]
+    """Cordons a node and moves its VMs away: those that run live, those that are off without a copy. All places are held before the first move.
+    It never stops a VM, unless the VM's move_fallback says RESTART. It succeeds when nothing is left, else it ends FAILED with what is left and why;
+    the node stays cordoned either way. When it is cancelled no further move begins, those that have begun go on to their end. With validate_only:
+    the plan (`drain`), and nothing changes.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (NODE_DRAINING, NODE_FENCED), ABORTED (ETAG_MISMATCH), UNAVAILABLE (NODE_UNREACHABLE).
+    """
     WatchNodes: _grpc.UnaryStreamMultiCallable[_nodes_pb2.WatchNodesRequest, _nodes_pb2.WatchNodesResponse]
     """Every change of nodes, as WatchVMs."""
 
@@ -68,6 +75,13 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
     elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
     Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+    """
+    DrainNode: _aio.UnaryUnaryMultiCallable[_nodes_pb2.DrainNodeRequest, _operation_pb2.Operation]  # type: ignore[assignment]
+    """Cordons a node and moves its VMs away: those that run live, those that are off without a copy. All places are held before the first move.
+    It never stops a VM, unless the VM's move_fallback says RESTART. It succeeds when nothing is left, else it ends FAILED with what is left and why;
+    the node stays cordoned either way. When it is cancelled no further move begins, those that have begun go on to their end. With validate_only:
+    the plan (`drain`), and nothing changes.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (NODE_DRAINING, NODE_FENCED), ABORTED (ETAG_MISMATCH), UNAVAILABLE (NODE_UNREACHABLE).
     """
     WatchNodes: _aio.UnaryStreamMultiCallable[_nodes_pb2.WatchNodesRequest, _nodes_pb2.WatchNodesResponse]  # type: ignore[assignment]
     """Every change of nodes, as WatchVMs."""
@@ -116,6 +130,19 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a silent node for off, on a person's word that it is powered off: operations that wait for it end, its VMs are stopped and can be started
         elsewhere if their volumes are shared. When its agent answers again it ends every guest first, and the node is cordoned.
         Errors: NOT_FOUND, INVALID_ARGUMENT (not confirmed), FAILED_PRECONDITION (NODE_ANSWERS), ABORTED (ETAG_MISMATCH).
+        """
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _nodes_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
+        """Cordons a node and moves its VMs away: those that run live, those that are off without a copy. All places are held before the first move.
+        It never stops a VM, unless the VM's move_fallback says RESTART. It succeeds when nothing is left, else it ends FAILED with what is left and why;
+        the node stays cordoned either way. When it is cancelled no further move begins, those that have begun go on to their end. With validate_only:
+        the plan (`drain`), and nothing changes.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (NODE_DRAINING, NODE_FENCED), ABORTED (ETAG_MISMATCH), UNAVAILABLE (NODE_UNREACHABLE).
         """
 
     @_abc_1.abstractmethod

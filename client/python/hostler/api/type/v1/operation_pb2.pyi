@@ -243,6 +243,121 @@ class Operation(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class DrainMetadata(_message.Message):
+        """What a DrainNode operation does with each VM of its node."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _State:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Operation.DrainMetadata._State.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            STATE_UNSPECIFIED: Operation.DrainMetadata._State.ValueType  # 0
+            """Never sent."""
+            PLANNED: Operation.DrainMetadata._State.ValueType  # 1
+            """Its place on the destination is held; it has not begun to move."""
+            MOVING: Operation.DrainMetadata._State.ValueType  # 2
+            """`operation` moves it."""
+            MOVED: Operation.DrainMetadata._State.ValueType  # 3
+            """It is on another node."""
+            BLOCKED: Operation.DrainMetadata._State.ValueType  # 4
+            """It cannot be moved; `reason` says why, `fix` what to do."""
+            FAILED: Operation.DrainMetadata._State.ValueType  # 5
+            """Its move was tried and did not succeed; it is where it was."""
+            SKIPPED: Operation.DrainMetadata._State.ValueType  # 6
+            """It was left alone: it was deleted, its own move was cancelled, or the drain ended before its turn."""
+
+        class State(_State, metaclass=_StateEnumTypeWrapper):
+            """Where one VM of the drain stands."""
+
+        STATE_UNSPECIFIED: Operation.DrainMetadata.State.ValueType  # 0
+        """Never sent."""
+        PLANNED: Operation.DrainMetadata.State.ValueType  # 1
+        """Its place on the destination is held; it has not begun to move."""
+        MOVING: Operation.DrainMetadata.State.ValueType  # 2
+        """`operation` moves it."""
+        MOVED: Operation.DrainMetadata.State.ValueType  # 3
+        """It is on another node."""
+        BLOCKED: Operation.DrainMetadata.State.ValueType  # 4
+        """It cannot be moved; `reason` says why, `fix` what to do."""
+        FAILED: Operation.DrainMetadata.State.ValueType  # 5
+        """Its move was tried and did not succeed; it is where it was."""
+        SKIPPED: Operation.DrainMetadata.State.ValueType  # 6
+        """It was left alone: it was deleted, its own move was cancelled, or the drain ended before its turn."""
+
+        @_typing.final
+        class Entry(_message.Message):
+            """One VM."""
+
+            DESCRIPTOR: _descriptor.Descriptor
+
+            VM_FIELD_NUMBER: _builtins.int
+            DESTINATION_NODE_FIELD_NUMBER: _builtins.int
+            STATE_FIELD_NUMBER: _builtins.int
+            OPERATION_FIELD_NUMBER: _builtins.int
+            REASON_FIELD_NUMBER: _builtins.int
+            FIX_FIELD_NUMBER: _builtins.int
+            RESTART_FIELD_NUMBER: _builtins.int
+            PROGRESS_FIELD_NUMBER: _builtins.int
+            vm: _builtins.str
+            """`vms/{vm}`."""
+            destination_node: _builtins.str
+            """Where it goes, or went: `nodes/{node}`; empty when there is no such node."""
+            state: Global___Operation.DrainMetadata.State.ValueType
+            """Where it stands."""
+            operation: _builtins.str
+            """What moves it now, or did last: `operations/{operation}`."""
+            reason: _builtins.str
+            """One sentence: why it is blocked, failed or was skipped, or what its move does or waits for now."""
+            fix: _builtins.str
+            """What a person can do about it."""
+            restart: _builtins.bool
+            """It is stopped, moved and started again, as its move_fallback permits."""
+            @_builtins.property
+            def progress(self) -> Global___Operation.Progress:
+                """How far its move is, as in Operation.progress."""
+
+            def __init__(
+                self,
+                *,
+                vm: _builtins.str = ...,
+                destination_node: _builtins.str = ...,
+                state: Global___Operation.DrainMetadata.State.ValueType = ...,
+                operation: _builtins.str = ...,
+                reason: _builtins.str = ...,
+                fix: _builtins.str = ...,
+                restart: _builtins.bool = ...,
+                progress: Global___Operation.Progress | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_node", b"destination_node", "fix", b"fix", "operation", b"operation", "progress", b"progress", "reason", b"reason", "restart", b"restart", "state", b"state", "vm", b"vm"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        ENTRIES_FIELD_NUMBER: _builtins.int
+        PARALLEL_FIELD_NUMBER: _builtins.int
+        parallel: _builtins.int
+        """Moves at once."""
+        @_builtins.property
+        def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation.DrainMetadata.Entry]:
+            """Every VM of the node, in the order in which they go. At most 300: when more are left, the drain ends and says so."""
+
+        def __init__(
+            self,
+            *,
+            entries: _abc.Iterable[Global___Operation.DrainMetadata.Entry] | None = ...,
+            parallel: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "parallel", b"parallel"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERB_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
@@ -259,6 +374,7 @@ class Operation(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     MIGRATION_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
     VOLUME_FIELD_NUMBER: _builtins.int
@@ -307,6 +423,10 @@ class Operation(_message.Message):
         """For MigrateVM."""
 
     @_builtins.property
+    def drain(self) -> Global___Operation.DrainMetadata:
+        """For DrainNode."""
+
+    @_builtins.property
     def error(self) -> _status_pb2.Status:
         """For FAILED and CANCELLED, with the same details as a refused call."""
 
@@ -337,15 +457,16 @@ class Operation(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         migration: Global___Operation.MigrationMetadata | None = ...,
+        drain: Global___Operation.DrainMetadata | None = ...,
         error: _status_pb2.Status | None = ...,
         vm: _vm_pb2.VM | None = ...,
         volume: _volume_pb2.Volume | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "error", b"error", "metadata", b"metadata", "migration", b"migration", "progress", b"progress", "result", b"result", "update_time", b"update_time", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "drain", b"drain", "error", b"error", "metadata", b"metadata", "migration", b"migration", "progress", b"progress", "result", b"result", "update_time", b"update_time", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellable", b"cancellable", "create_time", b"create_time", "deadline_time", b"deadline_time", "done", b"done", "error", b"error", "metadata", b"metadata", "migration", b"migration", "name", b"name", "phase", b"phase", "phases", b"phases", "principal", b"principal", "progress", b"progress", "reason", b"reason", "request_id", b"request_id", "result", b"result", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellable", b"cancellable", "create_time", b"create_time", "deadline_time", b"deadline_time", "done", b"done", "drain", b"drain", "error", b"error", "metadata", b"metadata", "migration", b"migration", "name", b"name", "phase", b"phase", "phases", b"phases", "principal", b"principal", "progress", b"progress", "reason", b"reason", "request_id", b"request_id", "result", b"result", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_metadata: _TypeAlias = _typing.Literal["migration"]  # noqa: Y015
+    _WhichOneofReturnType_metadata: _TypeAlias = _typing.Literal["migration", "drain"]  # noqa: Y015
     _WhichOneofArgType_metadata: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "vm", "volume"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

@@ -78,6 +78,29 @@ class VM(_message.Message):
     CRASHED: VM.State.ValueType  # 9
     """The guest crashed or its hypervisor died; `reason` says what is known."""
 
+    class _MoveFallback:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _MoveFallbackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VM._MoveFallback.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MOVE_FALLBACK_UNSPECIFIED: VM._MoveFallback.ValueType  # 0
+        """STAY."""
+        STAY: VM._MoveFallback.ValueType  # 1
+        """It stays, running, and the drain says so."""
+        RESTART: VM._MoveFallback.ValueType  # 2
+        """It is stopped, moved and started again, when a live move is refused or has failed twice; only then, and only by a drain."""
+
+    class MoveFallback(_MoveFallback, metaclass=_MoveFallbackEnumTypeWrapper):
+        """What a drain of its node may do when the VM cannot be moved while it runs."""
+
+    MOVE_FALLBACK_UNSPECIFIED: VM.MoveFallback.ValueType  # 0
+    """STAY."""
+    STAY: VM.MoveFallback.ValueType  # 1
+    """It stays, running, and the drain says so."""
+    RESTART: VM.MoveFallback.ValueType  # 2
+    """It is stopped, moved and started again, when a live move is refused or has failed twice; only then, and only by a drain."""
+
     @_typing.final
     class Disk(_message.Message):
         """A disk of the VM: an existing volume, or one made from an image with the VM and deleted with it."""
@@ -187,6 +210,7 @@ class VM(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     NICS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    MOVE_FALLBACK_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
@@ -212,6 +236,8 @@ class VM(_message.Message):
     """Guaranteed CPU in thousandths of a CPU; 0: the class decides (GUARANTEED: 1000 x vcpus, BURSTABLE: 100 x vcpus, BEST_EFFORT: 0)."""
     service_class: _resources_pb2.ServiceClass.ValueType
     """How strongly it is guaranteed."""
+    move_fallback: Global___VM.MoveFallback.ValueType
+    """What a drain of its node may do when it cannot be moved while it runs; STAY when not said."""
     state: Global___VM.State.ValueType
     """Where it stands."""
     reason: _builtins.str
@@ -264,6 +290,7 @@ class VM(_message.Message):
         disks: _abc.Iterable[Global___VM.Disk] | None = ...,
         nics: _abc.Iterable[Global___VM.Nic] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        move_fallback: Global___VM.MoveFallback.ValueType = ...,
         state: Global___VM.State.ValueType = ...,
         reason: _builtins.str = ...,
         node: _builtins.str = ...,
@@ -276,7 +303,7 @@ class VM(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "cpu_floor_milli", b"cpu_floor_milli", "create_time", b"create_time", "disks", b"disks", "drift", b"drift", "epoch", b"epoch", "etag", b"etag", "flavor", b"flavor", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "nics", b"nics", "node", b"node", "operation", b"operation", "reason", b"reason", "service_class", b"service_class", "stale", b"stale", "state", b"state", "uid", b"uid", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged", b"charged", "cpu_floor_milli", b"cpu_floor_milli", "create_time", b"create_time", "disks", b"disks", "drift", b"drift", "epoch", b"epoch", "etag", b"etag", "flavor", b"flavor", "labels", b"labels", "memory_mib", b"memory_mib", "move_fallback", b"move_fallback", "name", b"name", "nics", b"nics", "node", b"node", "operation", b"operation", "reason", b"reason", "service_class", b"service_class", "stale", b"stale", "state", b"state", "uid", b"uid", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
