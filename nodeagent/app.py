@@ -130,7 +130,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     standalone: StandaloneHost | None = None
     if scheduler is not None:
         views = VMViews(HeldVMs(node.node_id, state), vms, observer, node.ids.uuid())
-        agent_service = AgentService(node.node_id, vms, incoming, outgoing, state)
+        agent_service = AgentService(node.node_id, vms, incoming, outgoing, state, parts.volumes)
         serving.in_cluster(server.grpc_server, views, agent_service, PeerService(incoming, state), node.schedulers)
     else:
         journal = Journal(parts.files, clock)

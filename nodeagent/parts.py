@@ -13,14 +13,19 @@ from nodeagent.adapters.linux_host_facts import LinuxHostFacts
 from nodeagent.adapters.state_directory import StateDirectory
 from nodeagent.adapters.tls_tunnel import TlsTunnel
 from nodeagent.app import Parts
-from nodeagent.settings import Settings
+from nodeagent.settings import PoolLocks, Settings
 
 
 @asynccontextmanager
 async def open_parts(settings: Settings, tls: ServerTls, clock: Clock) -> AsyncIterator[Parts]:
     """The parts, for as long as the block runs. Raises StartupError for what a person can mend."""
     hypervisor = LibvirtHypervisor(LibvirtSettings(uri=settings.libvirt_uri, socket=settings.libvirt_socket), clock)
-    volumes = DirectoryVolumes({pool_id: DirectoryPool(pool.path, pool.shared) for pool_id, pool in settings.pools.items()})
+    volumes = DirectoryVolumes(
+        {
+            pool_id: DirectoryPool(pool.path, pool.shared, relies_on_locks=pool.locks is not PoolLocks.NONE)
+            for pool_id, pool in settings.pools.items()
+        }
+    )
     try:
         state = StateDirectory(settings.state_dir)
         state.load("vms")

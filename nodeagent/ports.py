@@ -23,6 +23,7 @@ from nodeagent.core.observed import Locks as Locks
 from nodeagent.core.observed import MigrationProgress as MigrationProgress
 from nodeagent.core.observed import PoolView as PoolView
 from nodeagent.core.observed import Power as Power
+from nodeagent.core.observed import ProbeOutcome as ProbeOutcome
 from nodeagent.core.precopy import Limits as Limits
 from nodeagent.core.precopy import Tune as Tune
 
@@ -222,6 +223,16 @@ class Volumes(Protocol):
 
     async def identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
         """File system and inode of its file: equal on two hosts if and only if it is the same file. Raises PoolMissing."""
+
+    async def hold_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        """Make the probe's file and lock a byte of it, as QEMU locks an image, from a process of its own that gives up after a while: HELD, or
+        REFUSED. Again for one that is held: HELD. Raises PoolMissing, StorageUnavailable; likewise below."""
+
+    async def try_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        """Ask for that lock and try to take it, from this host: REFUSED, TAKEN (and let go of again), MISSING, UNCLEAR."""
+
+    async def end_probe(self, pool_id: str, probe_id: str, *, remove: bool) -> None:
+        """Kill this host's holder, if there is one, and with `remove` remove the file; no error if they are gone."""
 
 
 class StateFiles(Protocol):

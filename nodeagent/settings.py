@@ -31,12 +31,20 @@ class CapacitySettings:
     reserve_mib: int = 512
 
 
+class PoolLocks(StrEnum):
+    """Whether a pool's locks are found out by probing, or are declared not to be there: a way to test what happens then."""
+
+    PROBED = "probed"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
     """A directory pool. `shared`: every node that has this pool sees the same file system."""
 
     path: Path
     shared: bool = False
+    locks: PoolLocks = PoolLocks.PROBED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 import structlog
 
-from hostler.api.cluster.v1 import flavors_pb2_grpc, nodes_pb2_grpc, operations_pb2_grpc, vms_pb2_grpc, volumes_pb2_grpc
+from hostler.api.cluster.v1 import flavors_pb2_grpc, nodes_pb2_grpc, operations_pb2_grpc, pools_pb2_grpc, vms_pb2_grpc, volumes_pb2_grpc
 from hostler.internal.v1 import cluster_link_pb2_grpc
 from hostler.server import channels
 from hostler.server.clock import Clock, IdSource, SystemClock, SystemIds
@@ -32,6 +32,7 @@ from scheduler.engine.flows import drain, migration, nodes, vms, volumes
 from scheduler.engine.liveness import WRITE_PAUSE_S, Liveness
 from scheduler.engine.mirror import Mirror
 from scheduler.engine.owed_removals import OwedRemovals
+from scheduler.engine.pool_probes import PoolProbes
 from scheduler.engine.progress import ProgressReader
 from scheduler.engine.retention import Retention
 from scheduler.engine.turns import Turns
@@ -41,6 +42,7 @@ from scheduler.rpc.api import Api
 from scheduler.rpc.cluster_link import ClusterLinkService
 from scheduler.rpc.nodes import NodeService
 from scheduler.rpc.operations import OperationService
+from scheduler.rpc.pools import PoolService
 from scheduler.rpc.vms import VMService
 from scheduler.rpc.volumes import FlavorService, VolumeService
 from scheduler.settings import EtcdSettings, Settings
@@ -121,6 +123,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     driver = Driver(mirror, writer, gateway, clock, FLOWS, turns, liveness.health, SPREAD)
     retention = Retention(writer, clock, replica.operation_retention_h)
     removals = OwedRemovals(mirror, writer, gateway, clock)
+    probes = PoolProbes(mirror, writer, gateway, liveness, clock, replica.ids)
     api = Api(
         status.cluster_id,
         replica.store,
@@ -150,6 +153,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
             group.create_task(retention.lead(term), name="retention")
             group.create_task(removals.lead(term), name="owed removals")
             group.create_task(Deadlines(mirror, writer, clock).lead(term), name="deadlines")
+            group.create_task(probes.lead(term), name="pool probes")
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -181,6 +185,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
 def _add_services(server: RpcServer, api: Api) -> None:
     vms_pb2_grpc.add_VMServiceServicer_to_server(VMService(api), server.grpc_server)
     nodes_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(api), server.grpc_server)
+    pools_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(api), server.grpc_server)
     volumes_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeService(api), server.grpc_server)
     flavors_pb2_grpc.add_FlavorServiceServicer_to_server(FlavorService(api), server.grpc_server)
     operations_pb2_grpc.add_OperationServiceServicer_to_server(OperationService(api), server.grpc_server)

@@ -6,6 +6,7 @@ write is a transaction whose compares are its guards. A write whose outcome is n
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from hostler.model.copy import HandoffReport
@@ -256,6 +257,27 @@ class Departure:
     disks: tuple[tuple[str, str, str], ...]
     bandwidth_mib_s: int
     max_downtime_ms: int
+    locked_pools: tuple[str, ...] = ()
+    """Pools whose locks were proved between the two nodes."""
+
+
+class ProbeAct(StrEnum):
+    """Meanings in proto hostler.internal.v1.ProbePoolRequest.Act."""
+
+    HOLD = "HOLD"
+    TRY = "TRY"
+    KILL = "KILL"
+    CLEAR = "CLEAR"
+
+
+class ProbeOutcome(StrEnum):
+    """Meanings in proto hostler.internal.v1.ProbePoolResponse.Outcome."""
+
+    HELD = "HELD"
+    REFUSED = "REFUSED"
+    TAKEN = "TAKEN"
+    MISSING = "MISSING"
+    UNCLEAR = "UNCLEAR"
 
 
 class NodeGateway(Protocol):
@@ -284,6 +306,9 @@ class NodeGateway(Protocol):
 
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
         """What is true of the VM on that node now."""
+
+    async def probe_pool(self, node_id: str, pool_id: str, probe_id: str, act: ProbeAct) -> ProbeOutcome | None:
+        """None: done, there is nothing to be told."""
 
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
 

@@ -17,7 +17,7 @@ from hostler.api.cluster.v1 import (
     vms_pb2_grpc,
     volumes_pb2_grpc,
 )
-from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2, volume_pb2
 
 CALL_S = 10.0
 WAIT_S = 60
@@ -113,11 +113,11 @@ class Client:
         return list((await self.nodes.ListNodes(nodes_pb2.ListNodesRequest(), timeout=CALL_S)).nodes)
 
     async def until_ready(self, nodes: int, timeout_s: float = WAIT_S) -> None:
-        """Watch the nodes until so many have registered and beat."""
+        """Watch the nodes until so many have registered and beat, and what their shared pools' locks can do has been found out."""
         call = self.nodes.WatchNodes(nodes_pb2.WatchNodesRequest(), timeout=timeout_s)
         try:
             async for _ in call:
-                if sum(node.health == node_pb2.Node.READY for node in await self.list_nodes()) == nodes:
+                if sum(_ready(node, alone=nodes == 1) for node in await self.list_nodes()) == nodes:
                     return
         finally:
             call.cancel()
@@ -126,3 +126,9 @@ class Client:
         flavor = vm_pb2.Flavor(vcpus=1, memory_mib=memory_mib)
         request = flavors_pb2.CreateFlavorRequest(flavor_id=flavor_id, flavor=flavor)
         await flavors_pb2_grpc.FlavorServiceStub(self.channel).CreateFlavor(request, timeout=CALL_S)
+
+
+def _ready(node: node_pb2.Node, alone: bool) -> bool:
+    shared = [pool for pool in node.pools if pool.reach == volume_pb2.Pool.SHARED]
+    probed = all(pool.lock_kind != volume_pb2.Pool.LOCK_KIND_UNSPECIFIED for pool in shared)
+    return node.health == node_pb2.Node.READY and (probed or alone)

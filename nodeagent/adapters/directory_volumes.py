@@ -20,9 +20,10 @@ import structlog
 from hostler.model.domain import VolumeSpec
 from nodeagent.adapters import pool_directory
 from nodeagent.adapters.libvirt_calls import Calls
+from nodeagent.adapters.lock_holders import LockHolders
 from nodeagent.adapters.pool_directory import Making, NotUsable, PoolIdentity
 from nodeagent.adapters.qemu_img import ImageFormat, NoSpace, QemuImg, QemuImgFailed
-from nodeagent.ports import PoolFull, PoolMissing, PoolView, StorageUnavailable
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, StorageUnavailable
 
 LOOK_TIMEOUT_S = 5.0
 """A look at a directory; a file system that takes longer hangs."""
@@ -45,6 +46,8 @@ class DirectoryPool:
 
     path: Path
     shared: bool
+    relies_on_locks: bool = True
+    """False: declared to have none, whatever is found."""
 
 
 class _Pool:
@@ -54,6 +57,7 @@ class _Pool:
         self.pool_id = pool_id
         self.shared = directory.shared
         self.root = directory.path
+        self._relies_on_locks = directory.relies_on_locks
         self._calls = Calls(LOOKS_MAX, StorageUnavailable)
         self._hung = False
         self._identity: PoolIdentity | None = None
@@ -96,9 +100,10 @@ class _Pool:
             identity.fingerprint,
             space.f_blocks * space.f_frsize // MIB,
             space.f_bavail * space.f_frsize // MIB,
-            identity.ofd_locks,
+            identity.ofd_locks and self._relies_on_locks,
             self._images(),
             _foreign_mib(max(0, taken - ours), space.f_blocks * space.f_frsize),
+            identity.filesystem,
         )
 
     def _images(self) -> dict[str, int]:
@@ -121,6 +126,7 @@ class DirectoryVolumes:
     def __init__(self, directories: Mapping[str, DirectoryPool]) -> None:
         self._pools = {pool_id: _Pool(pool_id, directory) for pool_id, directory in directories.items()}
         self._qemu_img = QemuImg()
+        self._holders = LockHolders()
 
     async def pools(self) -> tuple[PoolView, ...]:
         """Pools that can be looked at, by id; one that hangs or is not mounted is left out, and said once in the log."""
@@ -182,6 +188,34 @@ class DirectoryVolumes:
             raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
         return f"{fingerprint}:{inode}"
 
+    # ---- probing locks
+
+    async def hold_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        pool = self._pool(pool_id)
+        name = _probe_file(probe_id)
+        with await pool.look("probe", lambda: pool_directory.open_root(pool.root)) as root:
+            return ProbeOutcome.HELD if await self._holders.hold(root.fileno(), name) else ProbeOutcome.REFUSED
+
+    async def try_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        pool = self._pool(pool_id)
+        name = _probe_file(probe_id)
+        match await pool.look("probe", lambda: pool_directory.try_lock(pool.root, name)):
+            case None:
+                return ProbeOutcome.MISSING
+            case (True, False):
+                return ProbeOutcome.REFUSED
+            case (False, True):
+                return ProbeOutcome.TAKEN
+            case _:
+                return ProbeOutcome.UNCLEAR
+
+    async def end_probe(self, pool_id: str, probe_id: str, *, remove: bool) -> None:
+        pool = self._pool(pool_id)
+        name = _probe_file(probe_id)
+        await self._holders.kill(name)
+        if remove:
+            await pool.look("probe", lambda: pool_directory.remove_probe(pool.root, name))
+
     # ---- making one
 
     async def _make(self, pool: _Pool, name: str, volume: VolumeSpec) -> None:
@@ -238,6 +272,13 @@ def _foreign_mib(taken_bytes: int, capacity_bytes: int) -> int:
     """In steps, rounded up: other people's files change all the time, and not every change is worth telling the cluster."""
     step_mib = max(1, capacity_bytes // MIB // FOREIGN_STEPS)
     return min(-(-taken_bytes // (step_mib * MIB)) * step_mib, capacity_bytes // MIB)
+
+
+def _probe_file(probe_id: str) -> str:
+    try:
+        return pool_directory.probe_file(probe_id)
+    except NotUsable as error:
+        raise PoolMissing(str(error)) from error
 
 
 def _file(volume_uid: str, image_format: str) -> str:

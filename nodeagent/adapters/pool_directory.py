@@ -77,10 +77,11 @@ class NotUsable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PoolIdentity:
-    """`fingerprint` is equal on all hosts that see this file system; `ofd_locks`: QEMU's image locks can be asked here."""
+    """`fingerprint` is equal on all hosts that see this file system; `ofd_locks`: QEMU's image locks can be asked here; `filesystem`: its type."""
 
     fingerprint: str
     ofd_locks: bool
+    filesystem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ def open_pool(root: Path) -> PoolIdentity:
                 os.mkdir(name, 0o711, dir_fd=pool.fileno())
             except FileExistsError:
                 _open_directory(name, pool).close()
-        identity = PoolIdentity(_read_id(pool), _locks_can_be_asked(pool))
+        _sweep_probes(pool)
+        identity = PoolIdentity(_read_id(pool), _locks_can_be_asked(pool), filesystem_of(os.fstat(pool.fileno()).st_dev))
     part = new_part("probe")
     begin(root, part, "").close()
     discard(root, part)
@@ -343,7 +345,75 @@ def _sweep(folder: Descriptor, fresh: str) -> None:
                 continue
 
 
+# ---- the probe of locks between two hosts
+
+
+def probe_file(probe_id: str) -> str:
+    """Raises NotUsable: not a UUID."""
+    if _VOLUME_UID.fullmatch(probe_id) is None:
+        raise NotUsable("There is no such probe.")
+    return f"{PROBE_PREFIX}{probe_id}"
+
+
+def open_root(root: Path) -> Descriptor:
+    """The pool's directory, for another process to open the probe's file in. Raises OSError."""
+    return _open_directory(root)
+
+
+def try_lock(root: Path, name: str) -> tuple[bool, bool] | None:
+    """Whether a lock of somebody else's is seen on the probe's file, and whether it could be taken; nothing is kept. None: there is no file."""
+    with _open_directory(root) as pool:
+        try:
+            file = _open(name, os.O_RDWR, pool)
+        except FileNotFoundError:
+            return None
+        with file:
+            seen = _lock_seen(file)
+            try:
+                _set_lock(file, fcntl.F_WRLCK)
+            except (BlockingIOError, PermissionError):
+                return seen, False
+            return seen, True
+
+
+def remove_probe(root: Path, name: str) -> None:
+    with _open_directory(root) as pool:
+        try:
+            os.unlink(name, dir_fd=pool.fileno())
+        except FileNotFoundError:
+            return
+
+
+def _sweep_probes(pool: Descriptor) -> None:
+    """Probes are over within a minute; one that is older than a dead part was left behind. By the file system's clock, told by a probe of ours."""
+    old = [name for name in os.listdir(pool.fileno()) if name.startswith(PROBE_PREFIX)]
+    if not old:
+        return
+    fresh = f"{PROBE_PREFIX}{uuid.uuid4()}"
+    _open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, pool).close()
+    try:
+        now_s = os.stat(fresh, dir_fd=pool.fileno(), follow_symlinks=False).st_mtime
+        for name in old:
+            try:
+                if now_s - os.stat(name, dir_fd=pool.fileno(), follow_symlinks=False).st_mtime > DEAD_PART_S:
+                    os.unlink(name, dir_fd=pool.fileno())
+            except FileNotFoundError:
+                continue
+    finally:
+        os.unlink(fresh, dir_fd=pool.fileno())
+
+
 # ---- what a pool is
+
+
+def filesystem_of(device: int, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+    """The kernel's name of the type of the file system on that device, "" if it has no mount of its own in the list."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mountinfo.read_text().splitlines():
+        mount, _, rest = line.partition(" - ")
+        if mount.split(" ")[2] == wanted and rest:
+            return rest.split(" ")[0]
+    return ""
 
 
 def _read_id(pool: Descriptor) -> str:

@@ -27,6 +27,12 @@ class SimFileSystem:
     locks: bool = True
     files: dict[str, SimFile] = field(default_factory=dict)
     last_inode: int = 1
+    own_locks: set[str] = field(default_factory=set)
+    """Nodes that have it mounted so that locks stay on the node (as NFS with `nolock`)."""
+    keeps_dead_locks: bool = False
+    """Whether the lock of a process that was killed stays for ever, as on a server that is not told."""
+    probes: dict[str, str] = field(default_factory=dict)
+    """Who has a probe's file locked, by its id; "": nobody."""
 
     @property
     def used_mib(self) -> int:

@@ -3,7 +3,7 @@
 from hostler.model.domain import VolumeSpec
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
 from nodeagent.adapters.sim_world import SimWorld, pool_root
-from nodeagent.ports import PoolFull, PoolMissing, PoolView
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome
 
 IMAGES = "images/"
 VOLUMES = "volumes/"
@@ -50,6 +50,26 @@ class SimVolumes:
             raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
         return f"{file_system.fingerprint}:{file.inode}"
 
+    async def hold_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        self._pool(pool_id).probes[probe_id] = self._node_id
+        return ProbeOutcome.HELD
+
+    async def try_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
+        file_system = self._pool(pool_id)
+        holder = file_system.probes.get(probe_id)
+        if holder is None:
+            return ProbeOutcome.MISSING
+        reaches = holder == self._node_id or not {holder, self._node_id} & file_system.own_locks
+        excluded = holder and file_system.locks and reaches
+        return ProbeOutcome.REFUSED if excluded else ProbeOutcome.TAKEN
+
+    async def end_probe(self, pool_id: str, probe_id: str, *, remove: bool) -> None:
+        file_system = self._pool(pool_id)
+        if file_system.probes.get(probe_id) == self._node_id and not file_system.keeps_dead_locks:
+            file_system.probes[probe_id] = ""
+        if remove:
+            file_system.probes.pop(probe_id, None)
+
     def _size_mib(self, file_system: SimFileSystem, volume: VolumeSpec) -> int:
         if not volume.image:
             return volume.size_mib or DEFAULT_SIZE_MIB
@@ -89,4 +109,5 @@ def _view(pool_id: str, file_system: SimFileSystem) -> PoolView:
         file_system.locks,
         images,
         sum(file.size_mib for name, file in file_system.files.items() if not name.startswith(VOLUMES)),
+        "simulated",
     )

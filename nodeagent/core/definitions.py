@@ -74,6 +74,8 @@ class Outgoing:
     hypervisor_downtime_ms: int = 0
     record_mark: str = ""
     """How far the hypervisor's record of the VM had been written when the copy began: what it says after that is about this copy."""
+    locked_pools: tuple[str, ...] = ()
+    """Pools whose locks were proved between the two nodes; those of no other are relied on."""
     max_downtime_ms: int = 0
     iterations: int = 0
     throttle_percent: int = 0

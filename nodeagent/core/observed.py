@@ -115,7 +115,8 @@ class PoolView:
     """One storage pool of this host. Sizes in MiB; `fingerprint` is the same on every host that sees the same file system.
 
     `foreign_mib`: what of the file system no volume can have, because images, other files or its own reserve take it.
-    `images`: what volumes can be made from, size of each by name.
+    `images`: what volumes can be made from, size of each by name. `ofd_locks`: image locks can be asked on this host, and may be relied on as far as
+    it knows. `filesystem`: the kernel's name of its type.
     """
 
     pool_id: str
@@ -126,6 +127,17 @@ class PoolView:
     ofd_locks: bool
     images: Mapping[str, int]
     foreign_mib: int = 0
+    filesystem: str = ""
+
+
+class ProbeOutcome(StrEnum):
+    """What one act of a probe of a pool's locks found; meanings in proto hostler.internal.v1.ProbePoolResponse.Outcome."""
+
+    HELD = "HELD"
+    REFUSED = "REFUSED"
+    TAKEN = "TAKEN"
+    MISSING = "MISSING"
+    UNCLEAR = "UNCLEAR"
 
 
 @dataclass(frozen=True, slots=True)

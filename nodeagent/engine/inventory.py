@@ -96,6 +96,6 @@ class Inventory:
 
     async def _pools(self) -> tuple[PoolFacts, ...]:
         return tuple(
-            PoolFacts(p.pool_id, p.shared, p.fingerprint, p.total_mib, p.free_mib, p.ofd_locks, p.images, p.foreign_mib)
+            PoolFacts(p.pool_id, p.shared, p.fingerprint, p.total_mib, p.free_mib, p.ofd_locks, p.images, p.foreign_mib, p.filesystem)
             for p in await self._volumes.pools()
         )

@@ -216,7 +216,7 @@ class OutgoingHandoffs:
 
     async def _drive(self, run: _Run) -> None:
         operation_id, vm_uid = run.handoff.operation_id, run.handoff.vm_uid
-        run.lockless = await self._lockless(run.spec)
+        run.lockless = await self._lockless(run.spec, run.handoff.locked_pools)
         try:
             async with self._observer.waking(vm_uid) as waker:
                 run.wake = waker
@@ -470,8 +470,9 @@ class OutgoingHandoffs:
                 await self._hypervisor.abort_migration(run.handoff.vm_uid)
         run.course = course
 
-    async def _lockless(self, spec: DomainSpec) -> bool:
-        with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks}
+    async def _lockless(self, spec: DomainSpec, locked_pools: tuple[str, ...]) -> bool:
+        """Whether a disk is in a pool whose locks this host cannot ask, or that were not proved between the two nodes."""
+        with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks and pool.pool_id in locked_pools}
         return not spec.disks or any(disk.pool_id not in with_locks for disk in spec.disks)
 
     async def _same_disks(self, spec: DomainSpec, handoff: Outgoing) -> None:

@@ -11,6 +11,7 @@ from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.outgoing import OutgoingHandoffs
 from nodeagent.engine.vms import HostVMs
+from nodeagent.ports import Volumes
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -21,8 +22,11 @@ END_WAIT_S = 20.0
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
     """See proto hostler.internal.v1.AgentService."""
 
-    def __init__(self, node_id: str, vms: HostVMs, incoming: IncomingHandoffs, outgoing: OutgoingHandoffs, state: HostState) -> None:
+    def __init__(
+        self, node_id: str, vms: HostVMs, incoming: IncomingHandoffs, outgoing: OutgoingHandoffs, state: HostState, volumes: Volumes
+    ) -> None:
         self._node_id = node_id
+        self._volumes = volumes
         self._vms = vms
         self._incoming = incoming
         self._outgoing = outgoing
@@ -57,6 +61,17 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def InspectVM(self, request: agent_pb2.InspectVMRequest, context: Context) -> agent_pb2.VMStatus:
         return status_to_wire(await self._vms.status(request.vm_uid))
 
+    async def ProbePool(self, request: agent_pb2.ProbePoolRequest, context: Context) -> agent_pb2.ProbePoolResponse:
+        match request.act:
+            case agent_pb2.ProbePoolRequest.HOLD:
+                outcome = await self._volumes.hold_probe(request.pool_id, request.probe_id)
+            case agent_pb2.ProbePoolRequest.TRY:
+                outcome = await self._volumes.try_probe(request.pool_id, request.probe_id)
+            case act:
+                await self._volumes.end_probe(request.pool_id, request.probe_id, remove=act == agent_pb2.ProbePoolRequest.CLEAR)
+                return agent_pb2.ProbePoolResponse()
+        return agent_pb2.ProbePoolResponse(outcome=agent_pb2.ProbePoolResponse.Outcome.Value(outcome.value))
+
     async def PrepareIncoming(self, request: agent_pb2.PrepareIncomingRequest, context: Context) -> agent_pb2.PrepareIncomingResponse:
         endpoint, disks = await self._incoming.prepare(_command(request.command), domain_from_wire(request.domain), request.source_node_id)
         identities = [agent_pb2.DiskIdentity(volume_uid=d.volume_uid, identity=d.identity, path=d.path) for d in disks]
@@ -74,6 +89,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             tunnel_endpoint=request.tunnel_endpoint,
             disks=tuple(DiskTarget(d.volume_uid, d.identity, d.path) for d in request.disks),
             bandwidth_mib_s=request.bandwidth_mib_s,
+            locked_pools=tuple(request.locked_pools),
             stage=Stage.PREPARED,
             max_downtime_ms=request.max_downtime_ms,
         )

@@ -15,7 +15,7 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMStatus
 from hostler.rpc_status import from_rpc_error
 from hostler.server.internal_wire import domain_to_wire, report_from_wire, status_from_wire, volume_to_wire
-from scheduler.ports import Departure, NodeUnreachable, Order, Prepared
+from scheduler.ports import Departure, NodeUnreachable, Order, Prepared, ProbeAct, ProbeOutcome
 
 QUICK_S = 10.0
 """A step that asks the hypervisor a few questions."""
@@ -74,6 +74,11 @@ class GrpcNodes:
         request = agent_pb2.InspectVMRequest(vm_uid=vm_uid)
         return status_from_wire(await self._ask(node_id, lambda stub: stub.InspectVM(request, timeout=QUICK_S)))
 
+    async def probe_pool(self, node_id: str, pool_id: str, probe_id: str, act: ProbeAct) -> ProbeOutcome | None:
+        request = agent_pb2.ProbePoolRequest(pool_id=pool_id, probe_id=probe_id, act=agent_pb2.ProbePoolRequest.Act.Value(act.value))
+        found = (await self._ask(node_id, lambda stub: stub.ProbePool(request, timeout=SLOW_S))).outcome
+        return ProbeOutcome(agent_pb2.ProbePoolResponse.Outcome.Name(found)) if found else None
+
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
         request = agent_pb2.PrepareIncomingRequest(command=_command(order), domain=domain_to_wire(domain), source_node_id=source_node_id)
         answer = await self._ask(node_id, lambda stub: stub.PrepareIncoming(request, timeout=SLOW_S))
@@ -88,6 +93,7 @@ class GrpcNodes:
             disks=[agent_pb2.DiskIdentity(volume_uid=u, identity=i, path=p) for u, i, p in departure.disks],
             bandwidth_mib_s=departure.bandwidth_mib_s,
             max_downtime_ms=departure.max_downtime_ms,
+            locked_pools=departure.locked_pools,
         )
         return report_from_wire(await self._ask(node_id, lambda stub: stub.StartOutgoing(request, timeout=QUICK_S)))
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
-from hostler.model.node import NodeReport, VMPower, VMStatus
+from hostler.model.node import NodeReport, PoolFacts, VMPower, VMStatus
 from hostler.model.owner import OwnerState
 from hostler.model.quantities import Quantities, at_least_zero, minus
+from scheduler.core.pool_locks import carried_over
 from scheduler.core.pools import offer
 from scheduler.core.records import (
     LedgerRecord,
@@ -35,12 +36,17 @@ def register(
         if not laid_down:
             return kept.record, None
         record = replace(
-            kept.record, state=NodeState.CORDONED, boot_id=boot_id, registrations=kept.record.registrations + 1, endpoint=endpoint
+            kept.record,
+            state=NodeState.CORDONED,
+            boot_id=boot_id,
+            registrations=kept.record.registrations + 1,
+            endpoint=endpoint,
+            pools=() if kept.record.boot_id != boot_id else kept.record.pools,
         )
     elif kept is None:
         record = NodeRecord(report.node_id, NodeState.ACTIVE, boot_id, 1, endpoint, {}, {}, {})
     elif kept.record.boot_id != boot_id:
-        record = replace(kept.record, boot_id=boot_id, registrations=kept.record.registrations + 1, endpoint=endpoint)
+        record = replace(kept.record, boot_id=boot_id, registrations=kept.record.registrations + 1, endpoint=endpoint, pools=())
     else:
         record = replace(kept.record, endpoint=endpoint)
     record = _with_report(record, report)
@@ -101,13 +107,19 @@ def _observed(vm: VMRecord, status: VMStatus) -> VMRecord | None:
             return None
 
 
+def _pool(pool: PoolFacts) -> NodePool:
+    return NodePool(
+        pool.pool_id, pool.shared, pool.fingerprint, pool.total_mib, pool.ofd_locks, pool.images, pool.foreign_mib, pool.filesystem
+    )
+
+
 def _with_report(record: NodeRecord, report: NodeReport) -> NodeRecord:
     return replace(
         record,
         total=report.total,
         reserved=report.reserved,
         unmanaged=report.unmanaged,
-        pools=tuple(NodePool(p.pool_id, p.shared, p.fingerprint, p.total_mib, p.ofd_locks, p.images, p.foreign_mib) for p in report.pools),
+        pools=carried_over(record, tuple(_pool(pool) for pool in report.pools)),
         networks=report.networks,
         acceleration=report.acceleration or record.acceleration,
         hypervisor=report.hypervisor or record.hypervisor,

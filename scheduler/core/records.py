@@ -86,9 +86,20 @@ class NodeState(StrEnum):
     """A person has proved that it is off: nothing of it runs, and its agent must lay everything down before it is heard again."""
 
 
+class LocksAcross(StrEnum):
+    """Whether a shared pool's locks exclude between this node and others, since the node was booted (`pool_locks`)."""
+
+    UNKNOWN = "UNKNOWN"
+    PROVED = "PROVED"
+    REFUTED = "REFUTED"
+
+
 @dataclass(frozen=True, slots=True)
 class NodePool:
-    """A storage pool as a node reported it. `images`: size in MiB of each by name; `foreign_mib`: what no volume can have."""
+    """A storage pool as a node reported it. `images`: size in MiB of each by name; `foreign_mib`: what no volume can have.
+
+    `across` and its reason were found out between nodes and are no word of the node's.
+    """
 
     pool_id: str
     shared: bool
@@ -97,6 +108,9 @@ class NodePool:
     ofd_locks: bool
     images: Mapping[str, int] = field(default_factory=dict)
     foreign_mib: int = 0
+    filesystem: str = ""
+    across: LocksAcross = LocksAcross.UNKNOWN
+    across_why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

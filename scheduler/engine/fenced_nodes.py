@@ -9,7 +9,7 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
 from scheduler.core.decide_fence import is_fenced
 from scheduler.engine.mirror import Mirror
-from scheduler.ports import Departure, NodeGateway, Order, Prepared
+from scheduler.ports import Departure, NodeGateway, Order, Prepared, ProbeAct, ProbeOutcome
 
 
 class FencedNodes:
@@ -62,6 +62,10 @@ class FencedNodes:
 
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
         return _off(vm_uid, 0) if self._fenced(node_id) else await self._nodes.inspect(node_id, vm_uid)
+
+    async def probe_pool(self, node_id: str, pool_id: str, probe_id: str, act: ProbeAct) -> ProbeOutcome | None:
+        self._must_be_up(node_id)
+        return await self._nodes.probe_pool(node_id, pool_id, probe_id, act)
 
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
         self._must_be_up(node_id)

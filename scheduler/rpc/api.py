@@ -34,7 +34,7 @@ HEALTH_LOOK_S = 0.5
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-KINDS = {"vms": "vm", "nodes": "node", "volumes": "volume", "flavors": "flavor", "operations": "op"}
+KINDS = {"vms": "vm", "nodes": "node", "volumes": "volume", "pools": "pool", "flavors": "flavor", "operations": "op"}
 
 
 @dataclass(frozen=True, slots=True)

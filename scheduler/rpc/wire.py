@@ -9,6 +9,7 @@ from hostler.model.records import Priority
 from hostler.server import api_wire
 from hostler.server.internal_wire import CLASSES_BACK, SERVICE_CLASSES, ledger_to_wire
 from scheduler.core.decide_fence import is_fenced
+from scheduler.core.pool_promise import DOWNTIME_MS, PoolPromise, locks_of
 from scheduler.core.reconcile import Verdict
 from scheduler.core.records import FlavorRecord, NodeRecord, OperationRecord, VMRecord
 from scheduler.core.state import ClusterState, Kept
@@ -75,18 +76,37 @@ def node_to_wire(state: ClusterState, kept: Kept[NodeRecord]) -> node_pb2.Node:
 
 
 def _pool_to_wire(state: ClusterState, pool_id: str, node: NodeRecord) -> volume_pb2.Pool:
+    """As one node sees it."""
     pool = next(pool for pool in node.pools if pool.pool_id == pool_id)
     kept = state.shared_pools.get(pool_id) if pool.shared else state.ledgers.get(node.node_id)
     claimed = kept.record.claimed.get(f"pool_mib/{pool_id}", 0) if kept is not None else 0
+    locks, reason = locks_of(pool)
+    return promise_to_wire(
+        PoolPromise(
+            pool_id, pool.shared, (), pool.fingerprint, pool.filesystem, pool.total_mib, pool.foreign_mib, claimed, locks, reason,
+            tuple(sorted(pool.images.items())),
+        )
+    )  # fmt: skip
+
+
+def promise_to_wire(pool: PoolPromise) -> volume_pb2.Pool:
+    downtime_min_ms, downtime_max_ms = DOWNTIME_MS[pool.live_move]
     return volume_pb2.Pool(
-        name=f"pools/{pool_id}",
+        name=f"pools/{pool.pool_id}",
         reach=volume_pb2.Pool.SHARED if pool.shared else volume_pb2.Pool.LOCAL,
         fingerprint=pool.fingerprint,
         total_mib=pool.total_mib,
-        free_mib=max(0, pool.total_mib - pool.foreign_mib - claimed),
-        lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
-        images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
+        free_mib=pool.free_mib,
+        lock_kind=volume_pb2.Pool.LockKind.Value(pool.locks.value),
+        images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in pool.images],
         foreign_mib=pool.foreign_mib,
+        claimed_mib=pool.claimed_mib,
+        nodes=[f"nodes/{node_id}" for node_id in pool.node_ids],
+        filesystem=pool.filesystem,
+        live_move=volume_pb2.Pool.LiveMove.Value(pool.live_move.value),
+        downtime_min_ms=downtime_min_ms,
+        downtime_max_ms=downtime_max_ms,
+        reason=pool.reason,
     )
 
 

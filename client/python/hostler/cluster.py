@@ -19,6 +19,8 @@ from hostler.api.cluster.v1 import (
     nodes_pb2_grpc,
     operations_pb2,
     operations_pb2_grpc,
+    pools_pb2,
+    pools_pb2_grpc,
     vms_pb2,
     vms_pb2_grpc,
     volumes_pb2,
@@ -28,7 +30,7 @@ from hostler.api.cluster.v1.vms_pb2 import Reconciliation
 from hostler.api.type.v1.node_pb2 import Node
 from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
-from hostler.api.type.v1.volume_pb2 import Volume
+from hostler.api.type.v1.volume_pb2 import Pool, Volume
 from hostler.connection import Api
 from hostler.errors import Reason, Violation, invalid
 from hostler.machines import Machines, full, mutation, service_class_of, wanted_vm
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from hostler.api.cluster.v1.flavors_pb2_grpc import FlavorServiceAsyncStub
     from hostler.api.cluster.v1.nodes_pb2_grpc import NodeServiceAsyncStub
     from hostler.api.cluster.v1.operations_pb2_grpc import OperationServiceAsyncStub
+    from hostler.api.cluster.v1.pools_pb2_grpc import PoolServiceAsyncStub
     from hostler.api.cluster.v1.vms_pb2_grpc import VMServiceAsyncStub
     from hostler.api.cluster.v1.volumes_pb2_grpc import VolumeServiceAsyncStub
 
@@ -53,6 +56,7 @@ class Stubs:
     volumes: "VolumeServiceAsyncStub"
     flavors: "FlavorServiceAsyncStub"
     operations: "OperationServiceAsyncStub"
+    pools: "PoolServiceAsyncStub"
 
     @classmethod
     def on(cls, channel: grpc.aio.Channel) -> "Stubs":
@@ -62,6 +66,7 @@ class Stubs:
             volumes_pb2_grpc.VolumeServiceStub(channel),
             flavors_pb2_grpc.FlavorServiceStub(channel),
             operations_pb2_grpc.OperationServiceStub(channel),
+            pools_pb2_grpc.PoolServiceStub(channel),
         )
 
 
@@ -232,6 +237,17 @@ class Cluster(Machines):
             return lambda stubs: stubs.nodes.WatchNodes(nodes_pb2.WatchNodesRequest(resume_token=token))
 
         return follow(self._connection, begin, "", resumable=False)
+
+    # ---- pools
+
+    async def get_pool(self, name: str) -> Pool:
+        """What it has, and what it can promise: its locks as probed between the nodes, and what a live move costs."""
+        pool: Pool = await self._connection.call(lambda stubs: stubs.pools.GetPool, pools_pb2.GetPoolRequest(name=full("pools", name)))
+        return pool
+
+    def list_pools(self, *, page_size: int = 0) -> AsyncIterator[Pool]:
+        """By name, fetched page by page."""
+        return self._pages(lambda stubs: stubs.pools.ListPools, pools_pb2.ListPoolsRequest(page_size=page_size), "pools")
 
     # ---- volumes
 

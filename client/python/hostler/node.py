@@ -23,9 +23,9 @@ from hostler.api.node.v1 import (
 )
 from hostler.api.type.v1.node_pb2 import Node
 from hostler.api.type.v1.vm_pb2 import VM
-from hostler.api.type.v1.volume_pb2 import Volume
+from hostler.api.type.v1.volume_pb2 import Pool, Volume
 from hostler.connection import Api
-from hostler.errors import Reason
+from hostler.errors import NotFound, Reason
 from hostler.machines import Machines, full, mutation, wanted_vm
 from hostler.operations import OperationHandle
 from hostler.settings import node_settings
@@ -83,6 +83,18 @@ class Host(Machines):
         """Inventory, health and account. Answered also when the hypervisor is not there, marked stale."""
         node: Node = await self._connection.call(lambda stubs: stubs.host.GetHost, host_pb2.GetHostRequest())
         return node
+
+    async def get_pool(self, name: str) -> Pool:
+        """Raises NotFound."""
+        async for pool in self.list_pools():
+            if pool.name == full("pools", name):
+                return pool
+        raise NotFound(Reason.POOL_NOT_FOUND, f"There is no pool {name.removeprefix('pools/')} on this host.", "See `hostler pool list`.")
+
+    async def list_pools(self) -> AsyncIterator[Pool]:
+        """As the host sees them, by name. Whether locks of a shared one exclude other hosts is not for one host to say."""
+        for pool in (await self.get_host()).pools:
+            yield pool
 
     async def create_vm(
         self,

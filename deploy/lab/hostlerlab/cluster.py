@@ -62,6 +62,7 @@ class LabCluster:
     replicas: tuple[str, ...]
     offer: Offer
     daemons: Daemons = Daemons()
+    shared_locks: str = "probed"
     units: dict[str, Unit] = field(default_factory=dict)
 
     @property
@@ -117,7 +118,7 @@ class LabCluster:
 
     def _agent(self, host: Host) -> Unit:
         role = f'tunnel_host = "{host.address}"\nschedulers = {_list(self.endpoints)}\n'
-        return _agent(self.folder, host, self.offer, role, self.daemons)
+        return _agent(self.folder, host, self.offer, role, self.daemons, self.shared_locks)
 
 
 @asynccontextmanager
@@ -128,8 +129,12 @@ async def lab_cluster(
     replicas: Sequence[str] = ("s1", "s2"),
     offer: Offer = Offer(500, 1024),
     daemons: Daemons = Daemons(),
+    shared_locks: str = "probed",
 ) -> AsyncIterator[LabCluster]:
-    """A new cluster on a lab that is up: nothing is kept of an earlier one. Its daemons end with the block (guests do not)."""
+    """A new cluster on a lab that is up: nothing is kept of an earlier one. Its daemons end with the block (guests do not).
+
+    `shared_locks`: "none" declares the shared pool to have no locks.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)  # noqa: ASYNC240 once, before anything runs
     for host in lab.hosts.values():
@@ -138,7 +143,7 @@ async def lab_cluster(
     etcd.start()
     try:
         async with Supervisor(folder / "units") as supervisor:
-            cluster = LabCluster(lab, folder, etcd, supervisor, tuple(replicas), offer, daemons)
+            cluster = LabCluster(lab, folder, etcd, supervisor, tuple(replicas), offer, daemons, shared_locks)
             await cluster.start()
             yield cluster
     finally:
@@ -177,7 +182,7 @@ async def lone_host(host: Host, folder: Path, offer: Offer = Offer(500, 1024)) -
         yield LoneHost(host, folder, supervisor)
 
 
-def _agent(folder: Path, host: Host, offer: Offer, role: str, daemons: Daemons = Daemons()) -> Unit:
+def _agent(folder: Path, host: Host, offer: Offer, role: str, daemons: Daemons = Daemons(), shared_locks: str = "probed") -> Unit:
     """`role`: the settings by which it is part of a cluster, or alone."""
     config = folder / f"{host.name}.toml"
     config.write_text(
@@ -185,7 +190,7 @@ def _agent(folder: Path, host: Host, offer: Offer, role: str, daemons: Daemons =
         f'state_dir = "{STATE_DIR}/agent"\nlibvirt_socket = "{LIBVIRT_SOCKET}"\n\n'
         f"{_tls(folder, 'node', host.name)}\n"
         f"[capacity]\ncpu_milli = {offer.cpu_milli}\nmemory_mib = {offer.memory_mib}\n\n"
-        f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
+        f'[pools.shared]\npath = "{SHARED_POOL}"\nshared = true\nlocks = "{shared_locks}"\n\n[pools.local]\npath = "{LOCAL_POOL}"\n'
     )
     program = [*daemons.launch("hostler-nodeagent", host.name), "--config", str(config)]
     return Unit(host.name, program, restart_s=0.5, watchdog_s=daemons.watchdog_s, restart="always", space=host.space)

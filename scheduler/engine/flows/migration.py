@@ -10,6 +10,7 @@ from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
+from scheduler.core.pool_locks import locked_between
 from scheduler.core.records import Migration, OperationRecord, StoredError
 from scheduler.core.steps import (
     ABORTING,
@@ -121,6 +122,11 @@ async def _copy(run: Run, migration: Migration) -> None:
         migration.disks,
         migration.bandwidth_mib_s,
         migration.max_downtime_ms,
+        locked_between(
+            run.state,
+            (disk.pool_id for disk in run.vm.record.domain.disks),
+            (migration.source_node_id, migration.destination_node_id),
+        ),
     )
     await run.nodes.start_outgoing(migration.source_node_id, run.order(), departure)
     await _follow(run, migration)

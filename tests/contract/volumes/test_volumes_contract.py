@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostler.model.domain import VolumeSpec
-from nodeagent.ports import PoolFull, PoolMissing
+from nodeagent.ports import PoolFull, PoolMissing, ProbeOutcome
 from tests.contract.volumes.subject import LOCAL, SHARED, Subject, directories, simulated
 
 UID, OTHER_UID = "11111111-2222-4333-8444-555555555555", "11111111-2222-4333-8444-666666666666"
@@ -146,3 +146,31 @@ async def test_what_is_no_volume_is_told_apart_and_volumes_are_not(subject: Subj
     before = await foreign_mib()
     await subject.hosts[0].ensure(empty(16))
     assert await foreign_mib() <= before + (await subject.hosts[0].pools())[0].total_mib // 256 + 1
+
+
+PROBE = "11111111-2222-4333-8444-777777777777"
+
+
+async def test_a_lock_that_one_host_holds_keeps_another_out_until_its_process_is_killed(subject: Subject) -> None:
+    """A probe that finds locks where there are none, or none where they are, decides how running VMs change their hosts."""
+    holder, asker = subject.hosts
+    assert await asker.try_probe(SHARED, PROBE) is ProbeOutcome.MISSING
+    assert await holder.hold_probe(SHARED, PROBE) is ProbeOutcome.HELD
+    assert await holder.hold_probe(SHARED, PROBE) is ProbeOutcome.HELD
+    assert await asker.try_probe(SHARED, PROBE) is ProbeOutcome.REFUSED
+    await asker.end_probe(SHARED, PROBE, remove=False)
+    assert await asker.try_probe(SHARED, PROBE) is ProbeOutcome.REFUSED, "somebody else's holder was killed"
+    await holder.end_probe(SHARED, PROBE, remove=False)
+    assert await asker.try_probe(SHARED, PROBE) is ProbeOutcome.TAKEN
+    assert await holder.try_probe(SHARED, PROBE) is ProbeOutcome.TAKEN, "the asker kept it"
+    await holder.end_probe(SHARED, PROBE, remove=True)
+    await holder.end_probe(SHARED, PROBE, remove=True)
+    assert await asker.try_probe(SHARED, PROBE) is ProbeOutcome.MISSING
+
+
+async def test_a_probe_of_no_pool_is_refused(subject: Subject) -> None:
+    """A name from the wire that becomes a path."""
+    for host in subject.hosts:
+        for act in (host.hold_probe("none", PROBE), host.try_probe("none", PROBE), host.end_probe("none", PROBE, remove=True)):
+            with pytest.raises(PoolMissing):
+                await act

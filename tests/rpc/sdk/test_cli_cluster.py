@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+from contextlib import aclosing
 
 from devcluster.cluster import DevCluster
+from hostler.api.type.v1.volume_pb2 import Pool
 from hostler.cluster import Cluster
 from hostler.model.domain import DomainSpec, ServiceClass
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
@@ -95,3 +97,24 @@ async def test_a_shell_completes_names(cli: Cli, sdk: Cluster) -> None:
         completed("hostler --endpoint 127.0.0.1:1 vm get ", **cli.environment),
     )
     assert (vm, node, flavor, nobody) == (["web-1"], ["n1", "n2", "n3"], ["small"], [])
+
+
+async def test_pools_with_their_locks_and_what_a_live_move_costs(cli: Cli, sdk: Cluster) -> None:
+    """Somebody who wants to know which storage moves a running VM fast, and is not told."""
+    async with asyncio.timeout(CLI_S), aclosing(sdk.watch_nodes()) as changes:
+        async for _ in changes:
+            if (await sdk.get_pool("shared")).lock_kind == Pool.OFD:
+                break
+    listed = await cli("pool", "list")
+    assert listed.status == 0, listed.err
+    header, local, shared = listed.out.splitlines()
+    assert header.split()[:4] == ["NAME", "REACH", "LOCKS", "LIVE"]
+    assert "cold only" in local
+    for cell in ("SHARED", "OFD", "by locks, ", "n1,n2,n3"):
+        assert cell in shared, shared
+    got = await cli("pool", "get", "shared")
+    assert got.out.splitlines()[-1] == "Proved between n1, n2, n3."
+    assert "simulated" in (await cli("pools", "ls", "-o", "wide")).out
+    assert '"claimed_mib": 0' in (await cli("pool", "get", "shared", "-o", "json")).out
+    missing = await cli("pool", "get", "none")
+    assert (missing.status, "No node has a pool none" in missing.err) == (3, True)

@@ -76,3 +76,14 @@ async def test_a_host_kept_by_name(cli: Cli, lone: LoneHost) -> None:
     assert (kept["node_endpoint"], kept["endpoint"]) == (f"{NODE}@127.0.0.1:{lone.port}", "")
     assert (await bare("flavor", "list")).status == 2
     assert (await bare("context", "ls")).out.splitlines()[1].split()[:3] == ["*", "attic", kept["node_endpoint"]]
+
+
+async def test_pools_of_one_host(cli: Cli) -> None:
+    """One host that claims to know whether its locks keep other hosts out."""
+    listed = await cli("pool", "list")
+    assert listed.status == 0, listed.err
+    _, local, shared = listed.out.splitlines()
+    assert "cold only" in local
+    assert "UNKNOWN" in shared
+    assert "probed between the hosts" in (await cli("pool", "get", "shared")).out
+    assert (await cli("pool", "get", "none")).status == 3

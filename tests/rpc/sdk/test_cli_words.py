@@ -38,14 +38,15 @@ def test_other_people_s_words_mean_the_same_and_are_not_shown() -> None:
     same = {
         ("vms", "ls"): ("vm", "list"), ("vm", "rm"): ("vm", "delete"), ("vm", "show"): ("vm", "get"), ("vm", "restart"): ("vm", "reboot"),
         ("vm", "move"): ("vm", "migrate"), ("nodes", "ls"): ("node", "list"), ("vol", "rm"): ("volume", "delete"),
-        ("volumes", "info"): ("volume", "get"), ("flavors", "describe"): ("flavor", "get"), ("ops", "ls"): ("op", "list"),
+        ("volumes", "info"): ("volume", "get"), ("flavors", "describe"): ("flavor", "get"), ("pools", "ls"): ("pool", "list"),
+        ("ops", "ls"): ("op", "list"),
         ("operations", "show"): ("op", "get"), ("contexts", "rm"): ("context", "delete"),
     }  # fmt: skip
     for word, ours in same.items():
         assert ALL[word].callback.__wrapped__ is ALL[ours].callback.__wrapped__, word
     shown = {path for path, command in ALL.items() if not command.hidden and not any(ALL[path[:n]].hidden for n in range(1, len(path)))}
     assert not shown & set(same)
-    assert {path[0] for path in shown if path} == {"vm", "node", "volume", "flavor", "op", "context", "version"}
+    assert {path[0] for path in shown if path} == {"vm", "node", "volume", "pool", "flavor", "op", "context", "version"}
 
 
 async def completed(words: str, **more: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hostler.cli import context as context_commands
-from hostler.cli import flavor, node, operation, vm, volume
+from hostler.cli import flavor, node, operation, pool, vm, volume
 from hostler.cli.exit_codes import EPILOG, ExitCode
 from hostler.cli.output import NONE, say, short, table
 from hostler.cli.plugins import PluginGroup
@@ -31,6 +31,7 @@ COMMANDS: tuple[tuple[typer.Typer, str, tuple[str, ...]], ...] = (
     (vm.app, "vm", ("vms",)),
     (node.app, "node", ("nodes",)),
     (volume.app, "volume", ("volumes", "vol")),
+    (pool.app, "pool", ("pools",)),
     (flavor.app, "flavor", ("flavors",)),
     (operation.app, "op", ("ops", "operation", "operations")),
     (context_commands.app, "context", ("contexts",)),

@@ -42,6 +42,10 @@ def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
     return _offered(ctx, incomplete, _nodes)
 
 
+def pools(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _offered(ctx, incomplete, lambda asked: asked.list_pools())
+
+
 def flavors(ctx: typer.Context, incomplete: str) -> list[str]:
     return _offered(ctx, incomplete, _flavors)
 

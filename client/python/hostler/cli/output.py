@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hostler.api.type.v1.operation_pb2 import Operation
     from hostler.api.type.v1.resources_pb2 import Quantity
     from hostler.api.type.v1.vm_pb2 import VM, Flavor
-    from hostler.api.type.v1.volume_pb2 import Volume
+    from hostler.api.type.v1.volume_pb2 import Pool, Volume
     from hostler.errors import HostlerError
 
 GAP = "   "
@@ -267,6 +267,34 @@ def _operation_wide(operation: "Operation") -> Row:
     return (operation.principal or NONE, operation.request_id or NONE, _time(operation, "create_time"), _time(operation, "update_time"))
 
 
+_LIVE_MOVES = {"BY_LOCKS": "by locks", "BY_WORD": "by the hypervisor's word", "COLD_ONLY": "cold only"}
+
+
+def _pool(pool: "Pool") -> Row:
+    move = _LIVE_MOVES.get(pool.LiveMove.Name(pool.live_move), NONE)
+    return (
+        short(pool.name),
+        pool.Reach.Name(pool.reach),
+        pool.LockKind.Name(pool.lock_kind).replace("LOCK_KIND_UNSPECIFIED", "UNKNOWN"),
+        f"{move}, {pool.downtime_min_ms}-{pool.downtime_max_ms} ms" if pool.downtime_max_ms else move,
+        mib(pool.total_mib),
+        mib(pool.claimed_mib),
+        mib(pool.free_mib),
+        ",".join(short(node) for node in pool.nodes) or NONE,
+    )
+
+
+def _pool_wide(pool: "Pool") -> Row:
+    images = ",".join(image.name for image in pool.images)
+    return (pool.filesystem or NONE, pool.fingerprint or NONE, images or NONE, pool.reason or NONE)
+
+
+POOLS = Columns(
+    ("NAME", "REACH", "LOCKS", "LIVE MOVE", "SIZE", "CLAIMED", "FREE", "NODES"),
+    _pool,
+    ("FILESYSTEM", "FINGERPRINT", "IMAGES", "REASON"),
+    _pool_wide,
+)
 VMS = Columns(
     ("NAME", "STATE", "NODE", "VCPUS", "MEMORY", "FLAVOR", "REASON"),
     _vm,

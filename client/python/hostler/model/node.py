@@ -11,7 +11,8 @@ from hostler.model.quantities import Quantities
 class PoolFacts:
     """A storage pool on one node; sizes in MiB. Shared pools with one fingerprint are one file system. `images`: size of each by name.
 
-    `foreign_mib`: what no volume can have, because images, other files or the file system itself take it.
+    `foreign_mib`: what no volume can have, because images, other files or the file system itself take it. `ofd_locks`: image locks can be asked on
+    this node, and were not declared unused; whether they exclude other nodes is not for one node to say. `filesystem`: its type.
     """
 
     pool_id: str
@@ -22,6 +23,7 @@ class PoolFacts:
     ofd_locks: bool
     images: Mapping[str, int] = field(default_factory=dict)
     foreign_mib: int = 0
+    filesystem: str = ""
 
 
 class VMPower(StrEnum):

@@ -184,6 +184,7 @@ def pool_to_wire(pool: PoolFacts) -> volume_pb2.Pool:
         lock_kind=volume_pb2.Pool.OFD if pool.ofd_locks else volume_pb2.Pool.NONE,
         images=[volume_pb2.Image(name=name, size_mib=mib) for name, mib in sorted(pool.images.items())],
         foreign_mib=pool.foreign_mib,
+        filesystem=pool.filesystem,
     )
 
 
@@ -197,6 +198,7 @@ def pool_from_wire(pool: volume_pb2.Pool) -> PoolFacts:
         ofd_locks=pool.lock_kind == volume_pb2.Pool.OFD,
         images={image.name: image.size_mib for image in pool.images},
         foreign_mib=pool.foreign_mib,
+        filesystem=pool.filesystem,
     )
 
 

@@ -587,6 +587,124 @@ class InspectVMRequest(_message.Message):
 Global___InspectVMRequest: _TypeAlias = InspectVMRequest  # noqa: Y015
 
 @_typing.final
+class ProbePoolRequest(_message.Message):
+    """See AgentService.ProbePool. One node holds, another tries; the holder is killed, the other tries again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Act:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ProbePoolRequest._Act.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACT_UNSPECIFIED: ProbePoolRequest._Act.ValueType  # 0
+        """Never sent."""
+        HOLD: ProbePoolRequest._Act.ValueType  # 1
+        """Make the probe's file and lock a byte of it from a process of its own, which gives up by itself after 30 s."""
+        TRY: ProbePoolRequest._Act.ValueType  # 2
+        """Ask for the lock, and try to take it and let go of it again."""
+        KILL: ProbePoolRequest._Act.ValueType  # 3
+        """Kill the process that holds it."""
+        CLEAR: ProbePoolRequest._Act.ValueType  # 4
+        """Kill it, and remove the file."""
+
+    class Act(_Act, metaclass=_ActEnumTypeWrapper):
+        """What is to be done."""
+
+    ACT_UNSPECIFIED: ProbePoolRequest.Act.ValueType  # 0
+    """Never sent."""
+    HOLD: ProbePoolRequest.Act.ValueType  # 1
+    """Make the probe's file and lock a byte of it from a process of its own, which gives up by itself after 30 s."""
+    TRY: ProbePoolRequest.Act.ValueType  # 2
+    """Ask for the lock, and try to take it and let go of it again."""
+    KILL: ProbePoolRequest.Act.ValueType  # 3
+    """Kill the process that holds it."""
+    CLEAR: ProbePoolRequest.Act.ValueType  # 4
+    """Kill it, and remove the file."""
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    PROBE_ID_FIELD_NUMBER: _builtins.int
+    ACT_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """The pool's id."""
+    probe_id: _builtins.str
+    """A UUID that names the probe's file."""
+    act: Global___ProbePoolRequest.Act.ValueType
+    """What is to be done."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        probe_id: _builtins.str = ...,
+        act: Global___ProbePoolRequest.Act.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "pool_id", b"pool_id", "probe_id", b"probe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbePoolRequest: _TypeAlias = ProbePoolRequest  # noqa: Y015
+
+@_typing.final
+class ProbePoolResponse(_message.Message):
+    """See AgentService.ProbePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ProbePoolResponse._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: ProbePoolResponse._Outcome.ValueType  # 0
+        """KILL and CLEAR: done."""
+        HELD: ProbePoolResponse._Outcome.ValueType  # 1
+        """HOLD: the byte is locked."""
+        REFUSED: ProbePoolResponse._Outcome.ValueType  # 2
+        """HOLD: it cannot be locked. TRY: the lock is seen, and refused to others."""
+        TAKEN: ProbePoolResponse._Outcome.ValueType  # 3
+        """TRY: no lock is seen, and it could be taken."""
+        MISSING: ProbePoolResponse._Outcome.ValueType  # 4
+        """TRY: the file is not there."""
+        UNCLEAR: ProbePoolResponse._Outcome.ValueType  # 5
+        """TRY: what is seen and what can be taken do not agree."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What was found."""
+
+    OUTCOME_UNSPECIFIED: ProbePoolResponse.Outcome.ValueType  # 0
+    """KILL and CLEAR: done."""
+    HELD: ProbePoolResponse.Outcome.ValueType  # 1
+    """HOLD: the byte is locked."""
+    REFUSED: ProbePoolResponse.Outcome.ValueType  # 2
+    """HOLD: it cannot be locked. TRY: the lock is seen, and refused to others."""
+    TAKEN: ProbePoolResponse.Outcome.ValueType  # 3
+    """TRY: no lock is seen, and it could be taken."""
+    MISSING: ProbePoolResponse.Outcome.ValueType  # 4
+    """TRY: the file is not there."""
+    UNCLEAR: ProbePoolResponse.Outcome.ValueType  # 5
+    """TRY: what is seen and what can be taken do not agree."""
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: Global___ProbePoolResponse.Outcome.ValueType
+    """What was found."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___ProbePoolResponse.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbePoolResponse: _TypeAlias = ProbePoolResponse  # noqa: Y015
+
+@_typing.final
 class DiskIdentity(_message.Message):
     """Where a volume really is: the same on both ends or the handoff is refused."""
 
@@ -691,6 +809,7 @@ class StartOutgoingRequest(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
     MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    LOCKED_POOLS_FIELD_NUMBER: _builtins.int
     destination_node_id: _builtins.str
     """Where it goes."""
     destination_endpoint: _builtins.str
@@ -709,6 +828,10 @@ class StartOutgoingRequest(_message.Message):
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskIdentity]:
         """The volumes as the destination sees them."""
 
+    @_builtins.property
+    def locked_pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The shared pools whose locks were proved between these two nodes: the source relies on the locks of no other."""
+
     def __init__(
         self,
         *,
@@ -719,10 +842,11 @@ class StartOutgoingRequest(_message.Message):
         disks: _abc.Iterable[Global___DiskIdentity] | None = ...,
         bandwidth_mib_s: _builtins.int = ...,
         max_downtime_ms: _builtins.int = ...,
+        locked_pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "destination_endpoint", b"destination_endpoint", "destination_node_id", b"destination_node_id", "disks", b"disks", "max_downtime_ms", b"max_downtime_ms", "tunnel_endpoint", b"tunnel_endpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "destination_endpoint", b"destination_endpoint", "destination_node_id", b"destination_node_id", "disks", b"disks", "locked_pools", b"locked_pools", "max_downtime_ms", b"max_downtime_ms", "tunnel_endpoint", b"tunnel_endpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

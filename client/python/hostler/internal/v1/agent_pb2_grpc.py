@@ -80,6 +80,11 @@ class AgentServiceStub:
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.InspectVMRequest.SerializeToString,
                 response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.FromString,
                 _registered_method=True)
+        self.ProbePool = channel.unary_unary(
+                '/hostler.internal.v1.AgentService/ProbePool',
+                request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.SerializeToString,
+                response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.FromString,
+                _registered_method=True)
         self.PrepareIncoming = channel.unary_unary(
                 '/hostler.internal.v1.AgentService/PrepareIncoming',
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.PrepareIncomingRequest.SerializeToString,
@@ -190,6 +195,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbePool(self, request, context):
+        """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PrepareIncoming(self, request, context):
         """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
         Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -295,6 +307,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.InspectVM,
                     request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.InspectVMRequest.FromString,
                     response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.SerializeToString,
+            ),
+            'ProbePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbePool,
+                    request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.FromString,
+                    response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.SerializeToString,
             ),
             'PrepareIncoming': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareIncoming,
@@ -581,6 +598,33 @@ class AgentService:
             '/hostler.internal.v1.AgentService/InspectVM',
             hostler_dot_internal_dot_v1_dot_agent__pb2.InspectVMRequest.SerializeToString,
             hostler_dot_internal_dot_v1_dot_agent__pb2.VMStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.internal.v1.AgentService/ProbePool',
+            hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.SerializeToString,
+            hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class AgentServiceStub:
     """
     InspectVM: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectVMRequest, _agent_pb2.VMStatus]
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
+    ProbePool: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ProbePoolRequest, _agent_pb2.ProbePoolResponse]
+    """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
     PrepareIncoming: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]
     """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
     Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -101,6 +103,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
     InspectVM: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectVMRequest, _agent_pb2.VMStatus]  # type: ignore[assignment]
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
+    ProbePool: _aio.UnaryUnaryMultiCallable[_agent_pb2.ProbePoolRequest, _agent_pb2.ProbePoolResponse]  # type: ignore[assignment]
+    """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
     PrepareIncoming: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]  # type: ignore[assignment]
     """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
     Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -198,6 +202,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.VMStatus, _abc.Awaitable[_agent_pb2.VMStatus]]:
         """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def ProbePool(
+        self,
+        request: _agent_pb2.ProbePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ProbePoolResponse, _abc.Awaitable[_agent_pb2.ProbePoolResponse]]:
+        """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
 
     @_abc_1.abstractmethod
     def PrepareIncoming(

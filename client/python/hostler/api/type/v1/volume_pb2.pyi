@@ -109,7 +109,7 @@ Global___Volume: _TypeAlias = Volume  # noqa: Y015
 
 @_typing.final
 class Pool(_message.Message):
-    """A storage pool as one node sees it."""
+    """A storage pool: in a Node as that node sees it, from a PoolService as the cluster does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -143,21 +143,48 @@ class Pool(_message.Message):
     class _LockKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Pool._LockKind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         LOCK_KIND_UNSPECIFIED: Pool._LockKind.ValueType  # 0
-        """Not probed yet."""
+        """Not probed yet between the nodes: nothing relies on its locks."""
         NONE: Pool._LockKind.ValueType  # 1
-        """The pool's image locks do not exclude across nodes."""
+        """Nothing may rely on its locks: they do not exclude, do not end with their process, or were declared not to be used."""
         OFD: Pool._LockKind.ValueType  # 2
-        """QEMU's image locks exclude across nodes and can be asked with F_OFD_GETLK."""
+        """QEMU's image locks exclude and can be asked with F_OFD_GETLK; in a shared pool: across nodes, and end with a process that is killed."""
 
     class LockKind(_LockKind, metaclass=_LockKindEnumTypeWrapper):
-        """How writers are kept apart across nodes; found by probing, not by configuration."""
+        """How writers are kept apart across nodes; found by probing. Configuration can only declare that nothing may rely on locks."""
 
     LOCK_KIND_UNSPECIFIED: Pool.LockKind.ValueType  # 0
-    """Not probed yet."""
+    """Not probed yet between the nodes: nothing relies on its locks."""
     NONE: Pool.LockKind.ValueType  # 1
-    """The pool's image locks do not exclude across nodes."""
+    """Nothing may rely on its locks: they do not exclude, do not end with their process, or were declared not to be used."""
     OFD: Pool.LockKind.ValueType  # 2
-    """QEMU's image locks exclude across nodes and can be asked with F_OFD_GETLK."""
+    """QEMU's image locks exclude and can be asked with F_OFD_GETLK; in a shared pool: across nodes, and end with a process that is killed."""
+
+    class _LiveMove:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LiveMoveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Pool._LiveMove.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LIVE_MOVE_UNSPECIFIED: Pool._LiveMove.ValueType  # 0
+        """Never sent."""
+        BY_LOCKS: Pool._LiveMove.ValueType  # 1
+        """Frozen, its image locks inspected, committed: the shortest."""
+        BY_WORD: Pool._LiveMove.ValueType  # 2
+        """The commit waits for the hypervisor's word that the source is gone, because no lock can be asked."""
+        COLD_ONLY: Pool._LiveMove.ValueType  # 3
+        """Not while it runs: the pool is one node's own."""
+
+    class LiveMove(_LiveMove, metaclass=_LiveMoveEnumTypeWrapper):
+        """How a running VM with a disk here changes its node."""
+
+    LIVE_MOVE_UNSPECIFIED: Pool.LiveMove.ValueType  # 0
+    """Never sent."""
+    BY_LOCKS: Pool.LiveMove.ValueType  # 1
+    """Frozen, its image locks inspected, committed: the shortest."""
+    BY_WORD: Pool.LiveMove.ValueType  # 2
+    """The commit waits for the hypervisor's word that the source is gone, because no lock can be asked."""
+    COLD_ONLY: Pool.LiveMove.ValueType  # 3
+    """Not while it runs: the pool is one node's own."""
 
     NAME_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
@@ -167,6 +194,13 @@ class Pool(_message.Message):
     LOCK_KIND_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     FOREIGN_MIB_FIELD_NUMBER: _builtins.int
+    CLAIMED_MIB_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    LIVE_MOVE_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MIN_MS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MAX_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`pools/{pool}`."""
     reach: Global___Pool.Reach.ValueType
@@ -181,9 +215,25 @@ class Pool(_message.Message):
     """How writers are kept apart."""
     foreign_mib: _builtins.int
     """Space in MiB that no volume can have: images, other files, and what the file system keeps for itself."""
+    claimed_mib: _builtins.int
+    """Space in MiB that is promised to volumes; from a PoolService."""
+    filesystem: _builtins.str
+    """The kernel's name of the file system's type: "fuse.glusterfs", "nfs4", "ext4" ..."""
+    live_move: Global___Pool.LiveMove.ValueType
+    """How a running VM with a disk here changes its node."""
+    downtime_min_ms: _builtins.int
+    """What that costs the guest, as measured on a lab of emulated guests (docs/pools.md); milliseconds; 0: it is not moved while it runs."""
+    downtime_max_ms: _builtins.int
+    """The upper end of the same."""
+    reason: _builtins.str
+    """One sentence on the locks: between which nodes they were proved, or what was found wrong."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """Images that volumes can be made from, by name. A file that cannot be used as an image is not among them."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The nodes that have it, `nodes/{node}`, by name; from a PoolService. Of a shared pool those that see its file system."""
 
     def __init__(
         self,
@@ -196,10 +246,17 @@ class Pool(_message.Message):
         lock_kind: Global___Pool.LockKind.ValueType = ...,
         images: _abc.Iterable[Global___Image] | None = ...,
         foreign_mib: _builtins.int = ...,
+        claimed_mib: _builtins.int = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        filesystem: _builtins.str = ...,
+        live_move: Global___Pool.LiveMove.ValueType = ...,
+        downtime_min_ms: _builtins.int = ...,
+        downtime_max_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "foreign_mib", b"foreign_mib", "free_mib", b"free_mib", "images", b"images", "lock_kind", b"lock_kind", "name", b"name", "reach", b"reach", "total_mib", b"total_mib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_mib", b"claimed_mib", "downtime_max_ms", b"downtime_max_ms", "downtime_min_ms", b"downtime_min_ms", "filesystem", b"filesystem", "fingerprint", b"fingerprint", "foreign_mib", b"foreign_mib", "free_mib", b"free_mib", "images", b"images", "live_move", b"live_move", "lock_kind", b"lock_kind", "name", b"name", "nodes", b"nodes", "reach", b"reach", "reason", b"reason", "total_mib", b"total_mib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
