@@ -23,6 +23,8 @@ def start_elsewhere(state: ClusterState, kept: Kept[VMRecord], operation: Operat
     """Raises NoCapacity with the reason for every node, FailedPrecondition when a volume is on the fenced node."""
     vm, left = kept.record, kept.record.owner.node_id
     asked = moved_request(state, vm, "", "it is fenced")
+    promised = {claim.record.node_id: "a place is held for it there" for claim in state.claims_of(vm.vm_id)}
+    asked = replace(asked, excluded={**promised, **asked.excluded})
     answer = place(state.view(), asked, policy, seed_of(operation.operation_id))
     if isinstance(answer, NoFit):
         raise no_capacity(asked, answer)

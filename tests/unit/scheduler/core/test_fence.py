@@ -16,6 +16,7 @@ from scheduler.core.decide_fence import BATCH, fence_node, finish_fence, stop_vm
 from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_nodes import register, set_state, take_report
 from scheduler.core.decide_power import start_vm
+from scheduler.core.drain import claim_places, drain_node
 from scheduler.core.owed import due, owe, paid
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import NodeState
@@ -76,6 +77,18 @@ def test_its_vms_are_stopped_and_start_on_another_node(cluster: Cluster) -> None
     sums = recount(kept.record for kept in cluster.state.claims.values())
     for node_id, ledger in cluster.state.ledgers.items():
         assert {key: amount for key, amount in ledger.record.claimed.items() if amount} == sums.get(node_id, {})
+
+
+def test_a_place_that_a_drain_holds_for_it_is_not_claimed_twice(cluster: Cluster) -> None:
+    """A start that is refused again and again, because the drain of the node that was then fenced has not given its places back yet."""
+    cluster.node("n3")
+    drain = cluster.accept(drain_node(cluster.state, asked("drain"), "n1", "", 0, SPREAD))
+    assert cluster.write(claim_places(cluster.state, drain, SPREAD, BY))
+    (held,) = (node_id for node_id, vm_id in cluster.state.claims if vm_id == "web" and node_id != "n1")
+    assert cluster.write(stop_vms(cluster.state, fenced(cluster, "n1")))
+    started = start_vm(cluster.state, asked("start"), "web", "", SPREAD)
+    assert cluster.write(started.transaction)
+    assert cluster.state.vms["web"].record.owner.node_id not in ("n1", held)
 
 
 def test_a_vm_whose_disk_is_on_the_fenced_node_is_not_started_without_it() -> None:
