@@ -1,4 +1,5 @@
-"""This replica's copy of the cluster's state: listed once, then kept by one watch, and listed again whenever the watch cannot go on.
+"""This replica's copy of the cluster's state: listed once, then kept by one watch, and listed again whenever the watch cannot go on. A watch that
+does not bring what the store is known to have is opened anew: the member that serves it may hang while the others answer.
 
 Readers: `state` (a decision's input), `refresh` (be at least as new as the store is now), `await_revision`, and `changes` (a bounded ring, from which
 client watches are served, so that a thousand dashboards cost the store one watch).
@@ -33,8 +34,12 @@ from scheduler.ports import KeyPut, RevisionCompacted, Store, StoreUnavailable, 
 RING_SIZE = 10_000
 """Changes kept for watchers that resume: minutes of a busy cluster, some MiB of memory."""
 
-CATCH_UP_TIMEOUT_S = 3.0
-"""The watch is at most an election behind; longer means that the store is not reachable for this replica."""
+BEHIND_S = 0.5
+"""A watch brings what was written within milliseconds. One that does not bring for so long what was read or written is given up: by itself it would
+be found silent only after seconds, and a frozen guest waits for the commit of its handoff meanwhile."""
+
+WATCHES_TRIED = 6
+"""Of whichever members come in turn; 3 s, an election, and the store is not reachable for this replica."""
 
 RELIST_PAUSE_S = 1.0
 """Between two tries to list when the store does not answer."""
@@ -63,6 +68,8 @@ class Mirror:
         self._ring_begins_after = 0
         self._moved = asyncio.Condition()
         self._on_change: list[Callable[[Change], None]] = []
+        self._following: asyncio.Timeout | None = None
+        self._opened_s = 0.0
 
     def on_change(self, listener: Callable[[Change], None]) -> None:
         """Call `listener` (quick, synchronous) for every change, a relisting included."""
@@ -72,7 +79,8 @@ class Mirror:
         while True:
             try:
                 await self._list()
-                await self._follow()
+                while True:
+                    await self._follow()
             except RevisionCompacted:
                 log.warning("watch fell behind the compaction, listing again", revision=self.state.revision)
             except StoreUnavailable as error:
@@ -92,11 +100,30 @@ class Mirror:
         """Until the state is at `revision`, one that wrote to it, or newer. Raises Unavailable."""
         if self.state.revision >= revision and self.ready.is_set():
             return
+        for _ in range(WATCHES_TRIED):
+            if await self._reaches(revision, BEHIND_S):
+                return
+            self._doubt()
+        raise _store_away()
+
+    def _doubt(self) -> None:
+        """The watch is given up, unless it brings something first; one that was opened just now gets its time."""
+        following = self._following
+        if following is not None and not following.expired() and following.when() is None:
+            following.reschedule(max(asyncio.get_running_loop().time(), self._opened_s + BEHIND_S))
+
+    def _trust(self) -> None:
+        """It has brought something."""
+        if self._following is not None and not self._following.expired():
+            self._following.reschedule(None)
+
+    async def _reaches(self, revision: int, timeout_s: float) -> bool:
         try:
-            async with asyncio.timeout(CATCH_UP_TIMEOUT_S), self._moved:
+            async with asyncio.timeout(timeout_s), self._moved:
                 await self._moved.wait_for(lambda: self.ready.is_set() and self.state.revision >= revision)
-        except TimeoutError as error:
-            raise _store_away() from error
+        except TimeoutError:
+            return False
+        return True
 
     def changes_after(self, revision: int) -> tuple[Change, ...]:
         """Every change after `revision`. Raises OutOfRange if that is not known any more, or not yet."""
@@ -136,10 +163,18 @@ class Mirror:
         await self._notify()
 
     async def _follow(self) -> None:
-        async with aclosing(self._store.watch(STATE, self.state.revision + 1)) as batches:
-            async for batch in batches:
-                self._take(batch)
-                await self._notify()
+        """Returns when the watch is known to be behind."""
+        self._opened_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(None) as self._following, aclosing(self._store.watch(STATE, self.state.revision + 1)) as batches:
+                async for batch in batches:
+                    self._trust()
+                    self._take(batch)
+                    await self._notify()
+        except TimeoutError:
+            log.warning("the store is ahead of its watch, opening another", revision=self.state.revision)
+        finally:
+            self._following = None
 
     def _take(self, batch: WatchBatch) -> None:
         for event in batch.events:
