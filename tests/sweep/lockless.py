@@ -1,8 +1,8 @@
 """A pool without locks, for the lab alone: what a network file system mounted without locking is to QEMU and to Hostler.
 
 No file system of that kind can be mounted here, so it is made of the shared one: its volumes are raw and their disks `<shareable/>`, whereupon QEMU
-takes no exclusive lock and a second writer is stopped by nobody; and the pool says that it has no locks, which is what Hostler's probe
-would find. Only the launcher of the sweep's agents knows it.
+takes no exclusive lock and a second writer is stopped by nobody; and the pool is declared `locks = "none"`, which is what Hostler's probe would
+find. Only the launcher of the sweep's agents knows it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ from typing import Any
 from lxml import etree
 
 from hostler.model.domain import VolumeSpec
-from nodeagent.ports import PoolView, Volumes
-from nodeagent.settings import PoolSettings
+from nodeagent.ports import Volumes
+from nodeagent.settings import PoolLocks, PoolSettings
 
 POOL = "lockless"
 PATH = Path("/var/lib/hostler/pools/shared/lockless")
@@ -23,20 +23,17 @@ RAW = "raw"
 
 def pools() -> Mapping[str, PoolSettings]:
     """What the settings of every agent of the sweep have besides."""
-    return {POOL: PoolSettings(PATH, shared=True)}
+    return {POOL: PoolSettings(PATH, shared=True, locks=PoolLocks.NONE)}
 
 
 class LocklessVolumes:
-    """The host's volumes; those of `lockless` are raw, whatever the cluster calls them, and it has no locks."""
+    """The host's volumes; those of `lockless` are raw, whatever the cluster calls them."""
 
     def __init__(self, volumes: Volumes) -> None:
         self._volumes = volumes
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 whatever the volumes have
         return getattr(self._volumes, name)
-
-    async def pools(self) -> tuple[PoolView, ...]:
-        return tuple([replace(view, ofd_locks=view.ofd_locks and view.pool_id != POOL) for view in await self._volumes.pools()])
 
     async def ensure(self, volume: VolumeSpec) -> int:
         return await self._volumes.ensure(_raw(volume))
