@@ -66,12 +66,18 @@ def not_stopped(state: ClusterState, node_id: str) -> list[Kept[VMRecord]]:
 
 
 def stop_vms(state: ClusterState, operation_id: str) -> Transaction | None:
-    """Some of the node's VMs that no operation has in hand are stopped; None: there is none left (what others have in hand, they end)."""
+    """Some of the node's VMs that no operation has in hand are stopped; None: there is none left (what others have in hand, they end).
+
+    None also once the node is fenced no longer: what runs there now was started since, and what ran before, its agent has ended and reports.
+    """
     kept = in_phase(state, operation_id, ACCEPTED)
     if kept is None:
         return None
+    if not is_fenced(state, kept.record.target_id):
+        return None
     free = [vm for vm in not_stopped(state, kept.record.target_id) if not vm.record.operation_id][:BATCH]
-    transaction = Transaction({operation_key(operation_id): kept.revision})
+    node = node_key(kept.record.target_id)
+    transaction = Transaction({operation_key(operation_id): kept.revision, node: state.nodes[kept.record.target_id].revision})
     for vm in free:
         owner = replace(vm.record.owner, state=OwnerState.STOPPED)
         reason = f"Its node {kept.record.target_id} was fenced: a person confirmed that it is powered off."
@@ -82,9 +88,9 @@ def stop_vms(state: ClusterState, operation_id: str) -> Transaction | None:
 
 
 def finish_fence(state: ClusterState, operation_id: str, by: By) -> Transaction | None:
-    """Every VM of the node is stopped in the records."""
+    """Every VM of the node is stopped in the records, or the node has laid down its guests itself and is back."""
     kept = in_phase(state, operation_id, ACCEPTED)
-    if kept is None or not_stopped(state, kept.record.target_id):
+    if kept is None or (is_fenced(state, kept.record.target_id) and not_stopped(state, kept.record.target_id)):
         return None
     key = operation_key(operation_id)
     return Transaction({key: kept.revision}, {key: succeed(kept.record, by.driver, by.now_ms)})

@@ -20,9 +20,9 @@ from scheduler.core.drain import claim_places, drain_node
 from scheduler.core.owed import due, owe, paid
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import NodeState
-from scheduler.core.steps import commit_handoff
+from scheduler.core.steps import RESERVED, abort_handoff, commit_handoff, finish_abort
 from scheduler.core.view import Health
-from tests.unit.scheduler.core.kept import BY, Cluster, asked
+from tests.unit.scheduler.core.kept import BY, GONE_WRONG, Cluster, asked
 
 LOCAL = PoolFacts("local", shared=False, fingerprint="", total_mib=10_000, free_mib=10_000, ofd_locks=True)
 
@@ -178,3 +178,16 @@ def test_fencing_again_is_left_alone(cluster: Cluster) -> None:
     fenced(cluster, "n1")
     again = fence_node(cluster.state, asked("once more"), "n1", "")
     assert (again.operation.state, again.operation.reason) == (OperationState.SUCCEEDED, "It was fenced already.")
+
+
+def test_a_fence_that_is_not_done_when_its_node_is_back_stops_nothing_more(cluster: Cluster) -> None:
+    """A guest that runs while its record says that it is stopped: it was started on the node after that came back."""
+    move = cluster.accept(migrate_vm(cluster.state, asked("move"), "web", "", "n2", 0, SPREAD))
+    operation_id = fenced(cluster, "n1")
+    assert stop_vms(cluster.state, operation_id) is None, "its VM is in the hands of the move"
+    assert cluster.write(register(cluster.state, report("n1"), "boot-2", "n1:7500", laid_down=True)[1])
+    assert cluster.write(abort_handoff(cluster.state, move, RESERVED, GONE_WRONG, BY))
+    assert cluster.write(finish_abort(cluster.state, move, True, BY)), "it runs on n1"
+    assert stop_vms(cluster.state, operation_id) is None
+    assert cluster.write(finish_fence(cluster.state, operation_id, BY))
+    assert cluster.state.vms["web"].record.owner.state is OwnerState.RUNNING
