@@ -52,8 +52,7 @@ async def step(run: Run) -> None:
         case phase if phase == RESERVED:
             await _prepare(run, run.operation.migration)
         case phase if phase == DESTINATION_READY:
-            by = run.by()
-            await run.write(lambda state: enter_phase(state, run.operation_id, DESTINATION_READY, COPYING, "Memory is being copied.", by))
+            await _begin_copying(run)
         case phase if phase == COPYING:
             await _copy(run, run.operation.migration)
         case phase if phase == COMMITTED:
@@ -105,6 +104,13 @@ async def _has_its_turn(run: Run) -> bool:
             return False
     run.waiting_for = ""
     return True
+
+
+async def _begin_copying(run: Run) -> None:
+    if await _cancelled(run):
+        return
+    by = run.by()
+    await run.write(lambda state: enter_phase(state, run.operation_id, DESTINATION_READY, COPYING, "Memory is being copied.", by))
 
 
 async def _copy(run: Run, migration: Migration) -> None:
