@@ -19,7 +19,7 @@ class EventHub:
     """The events of one host. They happen in the event loop, so nothing here needs a lock."""
 
     def __init__(self) -> None:
-        self._readers: set[EventReader] = set()
+        self._readers: dict[EventReader, None] = {}
 
     def publish(self, event: DomainEvent) -> None:
         for reader in self._readers:
@@ -27,11 +27,11 @@ class EventHub:
 
     def read(self, queue_events: int = QUEUE_EVENTS) -> "EventReader":
         reader = EventReader(self, queue_events)
-        self._readers.add(reader)
+        self._readers[reader] = None
         return reader
 
     def forget(self, reader: "EventReader") -> None:
-        self._readers.discard(reader)
+        self._readers.pop(reader, None)
 
 
 class EventReader(AsyncGenerator[DomainEvent, None]):

@@ -101,6 +101,13 @@ class SimFabric:
             self._tunnels[operation_id].dialled = None
         self._forget_closed(operation_id)
 
+    def close_all_of(self, node_id: str) -> None:
+        """Its agent's process ended: the kernel closes what was open."""
+        for operation_id in list(self._tunnels):
+            self.stop_listening(operation_id, node_id)
+            if operation_id in self._tunnels:
+                self.hang_up(operation_id, node_id)
+
     def _forget_closed(self, operation_id: str) -> None:
         if self._tunnels[operation_id] == _Tunnel():
             del self._tunnels[operation_id]

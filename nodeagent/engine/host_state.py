@@ -88,10 +88,14 @@ class HostState:
         """In memory alone: figures that may be lost."""
         self._outgoing[handoff.operation_id] = handoff
 
-    async def end_handoffs_of(self, vm_uid: str) -> None:
-        """Of a VM that is gone from here: a copy that was lost after its commit left its end open. Ended ones stay, to refuse what comes late."""
+    async def end_arrivals_of(self, vm_uid: str) -> None:
+        """Of a VM that leaves: an arrival that was lost after its commit is open still, though the VM was started here since."""
         for arriving in [h for h in self._incoming.values() if h.vm_uid == vm_uid and h.stage not in ENDED_STAGES]:
             await self.keep_incoming(replace(arriving, stage=Stage.ABORTED))
+
+    async def end_handoffs_of(self, vm_uid: str) -> None:
+        """Of a VM that is gone from here: a copy that was lost after its commit left its end open. Ended ones stay, to refuse what comes late."""
+        await self.end_arrivals_of(vm_uid)
         for leaving in [h for h in self._outgoing.values() if h.vm_uid == vm_uid and h.stage not in ENDED_STAGES]:
             await self.keep_outgoing(replace(leaving, stage=Stage.ABORTED))
 

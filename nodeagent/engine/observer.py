@@ -24,7 +24,7 @@ class Seen:
     switched_ms: int = 0
     arrived: bool = False
     reboots: int = 0
-    wakers: set[asyncio.Event] = field(default_factory=set)
+    wakers: dict[asyncio.Event, None] = field(default_factory=dict)
 
 
 class Observer:
@@ -34,7 +34,7 @@ class Observer:
         self._hypervisor = hypervisor
         self._seen: defaultdict[str, Seen] = defaultdict(Seen)
         self.changed = asyncio.Event()
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, None] = {}
 
     def seen(self, vm_uid: str) -> Seen:
         return self._seen[vm_uid]
@@ -48,21 +48,21 @@ class Observer:
     async def waking(self, vm_uid: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set whenever something happens to the VM, or to the hypervisor as a whole."""
         waker = asyncio.Event()
-        self._seen[vm_uid].wakers.add(waker)
+        self._seen[vm_uid].wakers[waker] = None
         try:
             yield waker
         finally:
-            self._seen[vm_uid].wakers.discard(waker)
+            self._seen[vm_uid].wakers.pop(waker, None)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[asyncio.Event]:
         """An event that is set whenever anything happens to any VM."""
         watcher = asyncio.Event()
-        self._watchers.add(watcher)
+        self._watchers[watcher] = None
         try:
             yield watcher
         finally:
-            self._watchers.discard(watcher)
+            self._watchers.pop(watcher, None)
 
     def nudge(self) -> None:
         """Wake who is watching: something has changed that is no event."""

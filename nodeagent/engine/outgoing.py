@@ -375,6 +375,7 @@ class OutgoingHandoffs:
     async def _end(self, run: _Run, stage: Stage, suspend_ms: int = 0) -> None:
         async with self._state.vm_lock(run.handoff.vm_uid):
             if stage is Stage.FINISHED:
+                await self._state.end_arrivals_of(run.handoff.vm_uid)
                 await self._state.drop_definition(run.handoff.vm_uid)
             await self._keep(run, stage=stage, suspend_ms=suspend_ms or run.handoff.suspend_ms)
         run.ended = True

@@ -64,7 +64,7 @@ class MemoryServer:
         self.cluster_id = cluster_id
         self.watches = 0
         self._keyspace = Keyspace(retained_revisions)
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def keyspace(self) -> Keyspace:
         """The data as they are now: leases whose time has come are ended first."""
@@ -92,7 +92,7 @@ class MemoryServer:
         if keyspace.revision > seen_revision:
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(woken)
+        self._waiting[woken] = None
         expiry_s = keyspace.next_expiry_s()
         tick_s = limit_s if expiry_s is None else min(limit_s, expiry_s - self.clock.monotonic_s())
         try:
@@ -101,7 +101,7 @@ class MemoryServer:
                 await woken
                 tick.cancel()
         finally:
-            self._waiting.discard(woken)
+            self._waiting.pop(woken, None)
 
     async def _tick(self, woken: asyncio.Future[None], tick_s: float) -> None:
         await self.clock.sleep(tick_s)
@@ -151,6 +151,7 @@ class MemoryStore:
                     next_revision = max(next_revision, seen_revision + 1)
                     yield WatchBatch(next_revision - 1, ())
                 else:
+                    next_revision = max(next_revision, seen_revision + 1)  # nothing of this prefix up to there: not looked at again
                     await self.server.wait(seen_revision, progress_s - self._now_s)
         finally:
             self.server.watches -= 1
