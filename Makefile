@@ -42,6 +42,9 @@ explore: setup ## search every state of a migration's handoff for a broken promi
 sweep: setup lab-free ## as root: kill, freeze and cut everybody at the riskiest steps of a migration, on real hosts; < 20 minutes, resumes; SWEEP=all: at every step
 	status=0; PYTHONPATH=.:client/python:deploy/lab:deploy/demo $(PY) -m tests.sweep.run $(if $(filter all,$(SWEEP)),--all) $(ARGS) || status=$$?; deploy/lab_free.sh; exit $$status
 
+simulate: setup ## whole clusters under random faults in virtual time; SEEDS=500 (the first 500), 17,4711 or 100-200; ARGS=--story tells what happened
+	$(PY) -m tests.simulate $(or $(SEEDS),200) $(ARGS)
+
 lab-free: setup ## take down whatever lab is up on this machine
 	@deploy/lab_free.sh
 

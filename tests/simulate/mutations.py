@@ -1,0 +1,131 @@
+"""Guards of the product, each taken out by wrapping the product's own code: without it the simulation must notice, or it is worth nothing."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from hostler.model.copy import Copy, Stage
+from nodeagent.core.definitions import EpochVerdict
+from nodeagent.core.observed import Locks
+from nodeagent.core.outgoing import Act, Copying, next_act
+from nodeagent.engine import incoming, outgoing, vms
+from scheduler.core.steps import commit_handoff
+from scheduler.engine import writer
+from scheduler.engine.codec import guards_and_writes
+from scheduler.ports import OutcomeUnknown, StoreUnavailable
+from scheduler.rpc import cluster_link
+
+Wrapped = Any
+"""A function of the product, or what it takes and answers: the wrappers pass it on."""
+
+
+@contextmanager
+def _act(change: Callable[[Wrapped, Wrapped, Wrapped], Wrapped]) -> Iterator[None]:
+    """Put `change(next_act, handoff, evidence)` in the place of the source's decision."""
+    with mock.patch.object(outgoing, "next_act", lambda handoff, evidence: change(next_act, handoff, evidence)):
+        yield
+
+
+def _no_freeze() -> AbstractContextManager[object]:
+    def change(inner: Wrapped, handoff: Wrapped, evidence: Wrapped) -> Wrapped:
+        act = inner(handoff, evidence)
+        return inner(handoff, replace(evidence, frozen=True)) if act is Act.FREEZE else act
+
+    return _act(change)
+
+
+def _no_inspection() -> AbstractContextManager[object]:
+    return _act(lambda inner, handoff, evidence: inner(handoff, replace(evidence, locks=Locks.FREE, copy=_as_switched(evidence))))
+
+
+def _as_switched(evidence: Wrapped) -> Copy:
+    return Copy.SWITCHED if evidence.frozen and evidence.copy in (Copy.RUNNING, Copy.PAUSED) else evidence.copy
+
+
+def _failed_is_aborted() -> AbstractContextManager[object]:
+    """A call that failed is taken for a verdict: the source goes on without the abort."""
+
+    def change(inner: Wrapped, handoff: Wrapped, evidence: Wrapped) -> Wrapped:
+        if evidence.copying is Copying.FAILED and evidence.frozen:
+            return Act.THAW
+        if evidence.copying is Copying.FAILED and evidence.copy is Copy.SWITCHED:
+            return Act.RESUME
+        return inner(handoff, evidence)
+
+    return _act(change)
+
+
+def _gone_is_enough() -> AbstractContextManager[object]:
+    def gone(handoff: Wrapped, told: Wrapped, written: Wrapped, copying: Wrapped) -> Copy:
+        return Copy.GONE_MIGRATED if handoff.stage is not Stage.PREPARED else Copy.ABSENT
+
+    return mock.patch.object(outgoing, "gone_copy", gone)
+
+
+def _any_arrival() -> AbstractContextManager[object]:
+    return mock.patch.object(incoming, "may_resume_arrival", return_value=True)
+
+
+def _no_read_before_resume() -> AbstractContextManager[object]:
+    return mock.patch.object(vms, "may_run", return_value=True)
+
+
+def _no_epochs() -> AbstractContextManager[object]:
+    return mock.patch.object(vms, "judge_epoch", return_value=EpochVerdict.CURRENT)
+
+
+def _commit_whatever() -> AbstractContextManager[object]:
+    """Neither the revision that was read nor the guards are compared."""
+
+    def commit(state: Wrapped, vm_uid: str, operation_id: str, owner_revision: int) -> Wrapped:
+        kept = state.vm_by_uid(vm_uid)
+        return None if kept is None else commit_handoff(state, vm_uid, kept.record.owner.operation_id, kept.revision)
+
+    return mock.patch.object(cluster_link, "commit_handoff", commit)
+
+
+def _no_guards() -> AbstractContextManager[object]:
+    """The store compares nothing but the leader's term."""
+    inner = guards_and_writes
+
+    def unguarded(transaction: Wrapped) -> Wrapped:
+        return [], inner(transaction)[1]
+
+    return mock.patch.object(writer, "guards_and_writes", unguarded)
+
+
+def _ledger_unguarded() -> AbstractContextManager[object]:
+    """Two deciders may spend the same free amount."""
+    inner = guards_and_writes
+
+    def unguarded(transaction: Wrapped) -> Wrapped:
+        compares, writes = inner(transaction)
+        return [one for one in compares if "/ledger/" not in one.key], writes
+
+    return mock.patch.object(writer, "guards_and_writes", unguarded)
+
+
+def _unknown_is_no() -> AbstractContextManager[object]:
+    """A write whose reply was lost is taken for one that did not happen."""
+
+    class Never(Exception):
+        """Raised by nobody."""
+
+    return mock.patch.multiple(writer, OutcomeUnknown=Never, StoreUnavailable=(StoreUnavailable, OutcomeUnknown))
+
+
+MUTATIONS: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
+    "no-freeze": _no_freeze,
+    "no-inspection": _no_inspection,
+    "failed-is-aborted": _failed_is_aborted,
+    "gone-is-enough": _gone_is_enough,
+    "any-arrival": _any_arrival,
+    "no-read-before-resume": _no_read_before_resume,
+    "no-epochs": _no_epochs,
+    "commit-whatever": _commit_whatever,
+    "no-guards": _no_guards,
+    "ledger-unguarded": _ledger_unguarded,
+    "unknown-is-no": _unknown_is_no,
+}

@@ -1,0 +1,51 @@
+"""The simulation itself: some seeds keep every promise, a seed is the same each time, and a guard that is taken out is noticed."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulate.loop import Stuck, VirtualLoop
+
+SEEDS = "1-6"
+"""A few seconds; `make simulate` runs more."""
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as `make simulate` runs it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulate", *arguments], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+
+
+@pytest.mark.timeout(300)
+def test_some_seeds_keep_every_promise() -> None:
+    """A promise that is broken under faults: two copies, a ledger that does not add up, an operation that never ends, something left over."""
+    ran = simulate(SEEDS)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_is_the_same_each_time() -> None:
+    """A failing seed that cannot be looked at, because it does something else the next time."""
+    digests = [re.findall(r"digest (\w+)", simulate("5,").stdout) for _ in range(2)]
+    assert len(digests[0]) == 1
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.timeout(300)
+def test_a_guard_that_is_taken_out_is_noticed() -> None:
+    """A simulation that would say that all is well whatever the product does."""
+    ran = simulate("40", "--mutation", "ledger-unguarded")
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+
+
+def test_a_loop_in_which_nobody_waits_for_the_clock_is_stuck() -> None:
+    """A deadlock that makes the simulation hang in place of saying so."""
+    loop = VirtualLoop()
+    with pytest.raises(Stuck):
+        loop.run_until_complete(loop.create_future())
+    loop.close()

@@ -1,0 +1,19 @@
+"""What one of the processes of a run does; in a module of its own, because a spawned process cannot import `__main__`."""
+
+import logging
+
+import structlog
+
+from tests.simulate.mutations import MUTATIONS
+from tests.simulate.seed import Run, run_seed
+
+
+def prepare(story: bool) -> None:
+    """The daemons' logs go into the story, or nowhere."""
+    if not story:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
+
+
+def live(seed: int, *, story: bool, mutation: str) -> Run:
+    """One seed, with that guard taken out if it is named."""
+    return run_seed(seed, story=story, mutation=MUTATIONS[mutation]) if mutation else run_seed(seed, story=story)
