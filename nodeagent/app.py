@@ -20,7 +20,7 @@ from hostler.server.notify import Notifier
 from hostler.server.server import RpcServer, build_server
 from hostler.server.startup import Shutdown
 from hostler.server.tasks import start
-from hostler.server.tls import ServerTls, TlsFiles
+from hostler.server.tls import ServerTls, TlsFiles, valid_until
 from nodeagent.access import ACCESS
 from nodeagent.adapters.grpc_peer import GrpcPeer
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
@@ -33,6 +33,7 @@ from nodeagent.engine.inventory import Inventory
 from nodeagent.engine.journal import Journal
 from nodeagent.engine.laying_down import LayingDown
 from nodeagent.engine.link import Link
+from nodeagent.engine.migration_check import MigrationChecks
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.outgoing import OutgoingHandoffs
 from nodeagent.engine.standalone import StandaloneHost
@@ -130,7 +131,16 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
     standalone: StandaloneHost | None = None
     if scheduler is not None:
         views = VMViews(HeldVMs(node.node_id, state), vms, observer, node.ids.uuid())
-        agent_service = AgentService(node.node_id, vms, incoming, outgoing, state, parts.volumes)
+        checks = MigrationChecks(
+            node.node_id,
+            parts.hypervisor,
+            parts.volumes,
+            parts.facts,
+            state,
+            outgoing,
+            lambda: int((valid_until(node.tls.material) - clock.now()).total_seconds()),
+        )
+        agent_service = AgentService(node.node_id, vms, incoming, outgoing, checks, state, parts.volumes)
         serving.in_cluster(server.grpc_server, views, agent_service, PeerService(incoming, state), node.schedulers)
     else:
         journal = Journal(parts.files, clock)

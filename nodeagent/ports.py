@@ -13,6 +13,8 @@ from typing import Protocol
 
 from hostler.errors import FailedPrecondition, NoCapacity, NotFound, Reason, Unavailable
 from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.migration_facts import GuestFacts as GuestFacts
+from hostler.model.migration_facts import Reception as Reception
 from hostler.model.node import NodeReport
 from hostler.model.owner import OwnerRead
 from nodeagent.core.observed import CopyTag as CopyTag
@@ -97,6 +99,9 @@ class HypervisorFacts:
     description: str
     acceleration: str
     confinement: str
+    libvirt_version: int = 0
+    """9000000 for 9.0.0; so is QEMU's."""
+    qemu_version: int = 0
 
 
 class Hypervisor(Protocol):
@@ -167,6 +172,15 @@ class Hypervisor(Protocol):
     async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
         """How its domain ended since that mark, for somebody who missed the event: STOPPED, STOPPED_MIGRATED or CRASHED. None: the record does
         not say, or began anew since the mark, or a domain was started after that end."""
+
+    async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
+        """What the running guest asks of a host that is to receive it; None: there is none."""
+
+    async def reception(self, guest: GuestFacts) -> Reception:
+        """Whether this host could run a guest that asks for that."""
+
+    async def dirty_rate(self, vm_uid: str) -> int | None:
+        """Bytes of memory that the guest dirties in a second, measured now, which takes about one; None: it cannot be measured."""
 
     def libvirt_socket(self) -> str:
         """The socket that an incoming migration's tunnel leads to."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from hostler.model.copy import HandoffReport
 from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.migration_facts import GuestFacts, MigrationFacts
 from hostler.model.node import VMStatus
 
 
@@ -280,6 +281,14 @@ class ProbeOutcome(StrEnum):
     UNCLEAR = "UNCLEAR"
 
 
+@dataclass(frozen=True, slots=True)
+class CopyEstimate:
+    """What limits a copy is to be estimated under; 0: none, the default."""
+
+    bandwidth_mib_s: int
+    max_downtime_ms: int
+
+
 class NodeGateway(Protocol):
     """The node agents, as the engine commands them. Every call has a deadline of its own.
 
@@ -309,6 +318,12 @@ class NodeGateway(Protocol):
 
     async def probe_pool(self, node_id: str, pool_id: str, probe_id: str, act: ProbeAct) -> ProbeOutcome | None:
         """None: done, there is nothing to be told."""
+
+    async def migration_source(self, node_id: str, order: Order, domain: DomainSpec, estimate: CopyEstimate | None) -> MigrationFacts:
+        """Facts of the end that it would leave; with an estimate of the copy, if asked for."""
+
+    async def migration_destination(self, node_id: str, order: Order, domain: DomainSpec, guest: GuestFacts) -> MigrationFacts:
+        """Facts of the end that it would go to."""
 
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
 

@@ -22,7 +22,7 @@ from lxml import etree
 
 from hostler.model.domain import DomainSpec
 from hostler.server.clock import Clock, wall_ms
-from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_record, libvirt_status
+from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_reception, libvirt_record, libvirt_status
 from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.image_locks import ImageLocks
 from nodeagent.adapters.libvirt_calls import Calls
@@ -38,6 +38,7 @@ from nodeagent.ports import (
     DomainShape,
     DomainView,
     EventKind,
+    GuestFacts,
     HypervisorFacts,
     HypervisorRefused,
     HypervisorUnavailable,
@@ -46,6 +47,7 @@ from nodeagent.ports import (
     MigrationProgress,
     MigrationSockets,
     Power,
+    Reception,
     Tune,
 )
 
@@ -196,13 +198,13 @@ class LibvirtHypervisor:
     async def facts(self) -> HypervisorFacts:
         accelerated = await self._measured()
 
-        def ask(connection: libvirt.virConnect) -> tuple[str, str]:
-            about = f"libvirt {_version(connection.getLibVersion())}, {connection.getType()} {_version(connection.getVersion())}"
-            return about, connection.getCapabilities()
+        def ask(connection: libvirt.virConnect) -> tuple[int, str, int, str]:
+            return connection.getLibVersion(), connection.getType(), connection.getVersion(), connection.getCapabilities()
 
-        description, capabilities = await self._look("facts", ask)
+        ours, kind, theirs, capabilities = await self._look("facts", ask)
         confinement = _confinement(capabilities, self._settings.qemu_conf)
-        return HypervisorFacts(description, accelerated.value, confinement)
+        description = f"libvirt {_version(ours)}, {kind} {_version(theirs)}"
+        return HypervisorFacts(description, accelerated.value, confinement, ours, theirs)
 
     async def _measured(self) -> Acceleration:
         async with self._measuring:
@@ -433,6 +435,35 @@ class LibvirtHypervisor:
             return None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
 
         return await self._ask("progress", vm_uid, ask)
+
+    async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
+        def ask(connection: libvirt.virConnect) -> GuestFacts | None:
+            domain = _ours(connection, vm_uid)
+            return None if domain is None else domain_xml.parse_guest(domain.XMLDesc())
+
+        return await self._look(f"guest {vm_uid}", ask)
+
+    async def reception(self, guest: GuestFacts) -> Reception:
+        kind = "kvm" if await self._measured() is Acceleration.KVM else "qemu"
+        return await self._look("reception", lambda connection: libvirt_reception.reception(connection, kind, guest))
+
+    async def dirty_rate(self, vm_uid: str) -> int | None:
+        def start(connection: libvirt.virConnect) -> None:
+            domain = _ours(connection, vm_uid)
+            if domain is None:
+                raise HypervisorRefused(_GONE)
+            domain.startDirtyRateCalc(libvirt_reception.DIRTY_RATE_S, 0)
+
+        def ask(connection: libvirt.virConnect) -> int | None:
+            domain = _ours(connection, vm_uid)
+            return None if domain is None else libvirt_reception.dirty_rate(connection, domain)
+
+        await self._ask("dirty rate", vm_uid, start)
+        for _ in range(libvirt_reception.DIRTY_RATE_LOOKS):
+            await self._clock.sleep(libvirt_reception.DIRTY_RATE_S / 4)
+            if (rate := await self._ask("dirty rate", vm_uid, ask)) is not None:
+                return rate
+        return None
 
     async def record_mark(self, vm_uid: str) -> str:
         return await self._read_record(vm_uid, lambda: libvirt_record.mark(self._settings.log_dir, vm_uid)) or ""

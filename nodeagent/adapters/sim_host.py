@@ -27,6 +27,20 @@ T = TypeVar("T")
 
 UNMANAGED_MEMORY_MIB = 512
 
+MACHINE, CPU, DEVICES = "sim-1", "<cpu><model>sim</model></cpu>", ("disk/virtio", "interface/virtio")
+"""What simulated guests are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimSoftware:
+    """What the host's hypervisor can run, and of which versions."""
+
+    machines: frozenset[str] = frozenset({MACHINE})
+    cpus: frozenset[str] = frozenset({CPU})
+    devices: frozenset[str] = frozenset(DEVICES)
+    libvirt_version: int = 9_000_000
+    qemu_version: int = 7_002_000
+
 
 @dataclass(slots=True, eq=False)
 class SimDomain:
@@ -61,6 +75,7 @@ class SimHost:
         self.jobs: dict[str, MigrationJob] = {}
         self.events = EventHub()
         self.up = True
+        self.software = SimSoftware()
         self.records: defaultdict[str, list[EventKind]] = defaultdict(list)
         """What the daemon wrote down of each VM's starts and ends: a file, which outlives it."""
         self.refuse_create = ""

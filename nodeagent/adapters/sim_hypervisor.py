@@ -10,15 +10,28 @@ from typing import TypeVar
 
 from hostler.model.domain import DomainSpec
 from nodeagent.adapters.sim_events import QUEUE_EVENTS
-from nodeagent.adapters.sim_host import SimHost
+from nodeagent.adapters.sim_host import CPU, DEVICES, MACHINE, SimHost
 from nodeagent.adapters.sim_world import SimWorld
 from nodeagent.core.observed import CopyTag, DomainShape, DomainView, Locks, MigrationProgress
-from nodeagent.ports import DomainEvent, EventKind, HypervisorFacts, HypervisorRefused, Limits, MigrationSockets, Tune
+from nodeagent.ports import (
+    DomainEvent,
+    EventKind,
+    GuestFacts,
+    HypervisorFacts,
+    HypervisorRefused,
+    Limits,
+    MigrationSockets,
+    Reception,
+    Tune,
+)
 
 T = TypeVar("T")
 
 DEADLINE_S = 5.0
 """For any call but migrate: the same patience as with a real libvirtd, which answers in milliseconds or is in trouble."""
+
+DIRTY_RATE_S = 1.0
+"""What it measures over, like the real one."""
 
 DESTROY_PATIENCE_S = 2.0
 """Until a process that does not go by itself is killed: a little above what libvirt takes."""
@@ -38,7 +51,11 @@ class SimHypervisor:
         return self._world.hosts[self._node_id]
 
     async def facts(self) -> HypervisorFacts:
-        return await self._ask("", lambda: HypervisorFacts("Simulated hypervisor", "SIMULATION", "NONE"))
+        return await self._ask("", self._facts)
+
+    def _facts(self) -> HypervisorFacts:
+        software = self._host.software
+        return HypervisorFacts("Simulated hypervisor", "SIMULATION", "NONE", software.libvirt_version, software.qemu_version)
 
     async def domains(self) -> tuple[DomainView, ...]:
         return await self._ask("", lambda: tuple(domain.view() for domain in self._host.domains.values()))
@@ -128,6 +145,30 @@ class SimHypervisor:
             return job.progress() if job is not None else None
 
         return await self._ask(vm_uid, look)
+
+    async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
+        return await self._ask(vm_uid, lambda: GuestFacts(MACHINE, CPU, DEVICES) if vm_uid in self._host.domains else None)
+
+    async def reception(self, guest: GuestFacts) -> Reception:
+        def judge() -> Reception:
+            software = self._host.software
+            if guest.machine not in software.machines:
+                return Reception(machine_refused=f"it does not know the machine type {guest.machine}.")
+            refused = "" if guest.cpu_xml in software.cpus else "it cannot give the guest's CPU."
+            return Reception("", refused, tuple(one for one in guest.devices if one not in software.devices))
+
+        return await self._ask("", judge)
+
+    async def dirty_rate(self, vm_uid: str) -> int | None:
+        def look() -> bool:
+            domain = self._host.domains.get(vm_uid)
+            if domain is None:
+                raise HypervisorRefused("The VM has no domain on this host.")
+            return domain.process.executing
+
+        executing = await self._ask(vm_uid, look, monitor=True)
+        await self._world.clock.sleep(DIRTY_RATE_S)
+        return self._world.behaviour(vm_uid).dirty_mib_s << 20 if executing else 0
 
     async def record_mark(self, vm_uid: str) -> str:
         return str(len(self._host.records[vm_uid]))

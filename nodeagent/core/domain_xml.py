@@ -19,6 +19,7 @@ from enum import StrEnum
 from lxml import etree
 
 from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
+from hostler.model.migration_facts import GuestFacts
 from nodeagent.core.observed import CopyTag
 
 NAMESPACE = "https://hostler.dev/domain/1"
@@ -104,6 +105,22 @@ def parse_size(xml: str) -> tuple[int, int]:
     if memory is None or vcpu is None or memory.get("unit", "KiB") != "KiB":
         raise ValueError("a domain without memory in KiB or without vcpu")
     return int(vcpu.text or ""), int(memory.text or "") // 1024
+
+
+def parse_guest(xml: str) -> GuestFacts:
+    """What a running domain's XML asks of a host: live, for the migratable one leaves out what QEMU has added to the CPU. Raises ValueError."""
+    domain = parse_document(xml)
+    machine, cpu = domain.find("os/type"), domain.find("cpu")
+    if machine is None or not machine.get("machine"):
+        raise ValueError("a domain without a machine type")
+    devices = set()
+    for device in domain.iterfind("devices/*"):
+        target, model = device.find("target"), device.find("model")
+        kind = (
+            (target.get("bus") if target is not None else None) or (model.get("type") if model is not None else None) or device.get("model")
+        )
+        devices.add("/".join(part for part in (str(device.tag), kind or "") if part))
+    return GuestFacts(machine.get("machine", ""), "" if cpu is None else _text(cpu), tuple(sorted(devices)))
 
 
 def destination_xml(migratable: str, tag: CopyTag, disk_paths: Mapping[str, str]) -> str:

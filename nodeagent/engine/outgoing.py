@@ -101,6 +101,8 @@ class OutgoingHandoffs:
         self._observer = observer
         self._clock = clock
         self._runs: dict[str, _Run] = {}
+        self.seen_bytes_per_s = 0
+        """The fastest that a copy without a limit went from here since the agent began; 0: none was seen."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -436,6 +438,8 @@ class OutgoingHandoffs:
             if progress is None:
                 return
             run.seen = progress
+            if not run.handoff.bandwidth_mib_s:
+                self.seen_bytes_per_s = max(self.seen_bytes_per_s, progress.rate_bytes_per_s)
             run.handoff = replace(
                 run.handoff,
                 bytes_done=progress.bytes_done,

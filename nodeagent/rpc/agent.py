@@ -4,11 +4,12 @@ import grpc.aio
 
 from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
 from hostler.model.copy import HandoffReport, Stage
-from hostler.server.internal_wire import domain_from_wire, report_to_wire, status_to_wire, volume_from_wire
+from hostler.server.internal_wire import domain_from_wire, facts_to_wire, guest_from_wire, report_to_wire, status_to_wire, volume_from_wire
 from nodeagent.core.definitions import Command, DiskTarget, Outgoing
 from nodeagent.core.precopy import Limits
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
+from nodeagent.engine.migration_check import MigrationChecks
 from nodeagent.engine.outgoing import OutgoingHandoffs
 from nodeagent.engine.vms import HostVMs
 from nodeagent.ports import Volumes
@@ -23,13 +24,21 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     """See proto hostler.internal.v1.AgentService."""
 
     def __init__(
-        self, node_id: str, vms: HostVMs, incoming: IncomingHandoffs, outgoing: OutgoingHandoffs, state: HostState, volumes: Volumes
+        self,
+        node_id: str,
+        vms: HostVMs,
+        incoming: IncomingHandoffs,
+        outgoing: OutgoingHandoffs,
+        checks: MigrationChecks,
+        state: HostState,
+        volumes: Volumes,
     ) -> None:
         self._node_id = node_id
         self._volumes = volumes
         self._vms = vms
         self._incoming = incoming
         self._outgoing = outgoing
+        self._checks = checks
         self._state = state
 
     async def EnsureVolume(self, request: agent_pb2.EnsureVolumeRequest, context: Context) -> agent_pb2.EnsureVolumeResponse:
@@ -71,6 +80,13 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 await self._volumes.end_probe(request.pool_id, request.probe_id, remove=act == agent_pb2.ProbePoolRequest.CLEAR)
                 return agent_pb2.ProbePoolResponse()
         return agent_pb2.ProbePoolResponse(outcome=agent_pb2.ProbePoolResponse.Outcome.Value(outcome.value))
+
+    async def CheckMigration(self, request: agent_pb2.CheckMigrationRequest, context: Context) -> agent_pb2.MigrationFacts:
+        spec = domain_from_wire(request.domain)
+        if request.HasField("guest"):
+            return facts_to_wire(await self._checks.as_destination(spec, guest_from_wire(request.guest)))
+        limits = Limits(request.bandwidth_mib_s, request.max_downtime_ms) if request.forecast else None
+        return facts_to_wire(await self._checks.as_source(spec, limits))
 
     async def PrepareIncoming(self, request: agent_pb2.PrepareIncomingRequest, context: Context) -> agent_pb2.PrepareIncomingResponse:
         endpoint, disks = await self._incoming.prepare(_command(request.command), domain_from_wire(request.domain), request.source_node_id)

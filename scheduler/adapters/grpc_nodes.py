@@ -12,10 +12,11 @@ from hostler.errors import DeadlineExceeded, Unavailable
 from hostler.internal.v1 import agent_pb2, agent_pb2_grpc
 from hostler.model.copy import HandoffReport
 from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.migration_facts import GuestFacts, MigrationFacts
 from hostler.model.node import VMStatus
 from hostler.rpc_status import from_rpc_error
-from hostler.server.internal_wire import domain_to_wire, report_from_wire, status_from_wire, volume_to_wire
-from scheduler.ports import Departure, NodeUnreachable, Order, Prepared, ProbeAct, ProbeOutcome
+from hostler.server.internal_wire import domain_to_wire, facts_from_wire, guest_to_wire, report_from_wire, status_from_wire, volume_to_wire
+from scheduler.ports import CopyEstimate, Departure, NodeUnreachable, Order, Prepared, ProbeAct, ProbeOutcome
 
 QUICK_S = 10.0
 """A step that asks the hypervisor a few questions."""
@@ -78,6 +79,20 @@ class GrpcNodes:
         request = agent_pb2.ProbePoolRequest(pool_id=pool_id, probe_id=probe_id, act=agent_pb2.ProbePoolRequest.Act.Value(act.value))
         found = (await self._ask(node_id, lambda stub: stub.ProbePool(request, timeout=SLOW_S))).outcome
         return ProbeOutcome(agent_pb2.ProbePoolResponse.Outcome.Name(found)) if found else None
+
+    async def migration_source(self, node_id: str, order: Order, domain: DomainSpec, estimate: CopyEstimate | None) -> MigrationFacts:
+        request = agent_pb2.CheckMigrationRequest(
+            command=_command(order),
+            domain=domain_to_wire(domain),
+            forecast=estimate is not None,
+            bandwidth_mib_s=estimate.bandwidth_mib_s if estimate else 0,
+            max_downtime_ms=estimate.max_downtime_ms if estimate else 0,
+        )
+        return facts_from_wire(await self._ask(node_id, lambda stub: stub.CheckMigration(request, timeout=SLOW_S)))
+
+    async def migration_destination(self, node_id: str, order: Order, domain: DomainSpec, guest: GuestFacts) -> MigrationFacts:
+        request = agent_pb2.CheckMigrationRequest(command=_command(order), domain=domain_to_wire(domain), guest=guest_to_wire(guest))
+        return facts_from_wire(await self._ask(node_id, lambda stub: stub.CheckMigration(request, timeout=SLOW_S)))
 
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
         request = agent_pb2.PrepareIncomingRequest(command=_command(order), domain=domain_to_wire(domain), source_node_id=source_node_id)

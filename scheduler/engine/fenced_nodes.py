@@ -6,10 +6,11 @@ Nothing runs there, no copy is there, nothing can be begun there. So an operatio
 from hostler.errors import FailedPrecondition, Reason
 from hostler.model.copy import Copy, HandoffReport, Stage
 from hostler.model.domain import DomainSpec, VolumeSpec
+from hostler.model.migration_facts import GuestFacts, MigrationFacts
 from hostler.model.node import VMPower, VMStatus
 from scheduler.core.decide_fence import is_fenced
 from scheduler.engine.mirror import Mirror
-from scheduler.ports import Departure, NodeGateway, Order, Prepared, ProbeAct, ProbeOutcome
+from scheduler.ports import CopyEstimate, Departure, NodeGateway, Order, Prepared, ProbeAct, ProbeOutcome
 
 
 class FencedNodes:
@@ -66,6 +67,14 @@ class FencedNodes:
     async def probe_pool(self, node_id: str, pool_id: str, probe_id: str, act: ProbeAct) -> ProbeOutcome | None:
         self._must_be_up(node_id)
         return await self._nodes.probe_pool(node_id, pool_id, probe_id, act)
+
+    async def migration_source(self, node_id: str, order: Order, domain: DomainSpec, estimate: CopyEstimate | None) -> MigrationFacts:
+        self._must_be_up(node_id)
+        return await self._nodes.migration_source(node_id, order, domain, estimate)
+
+    async def migration_destination(self, node_id: str, order: Order, domain: DomainSpec, guest: GuestFacts) -> MigrationFacts:
+        self._must_be_up(node_id)
+        return await self._nodes.migration_destination(node_id, order, domain, guest)
 
     async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
         self._must_be_up(node_id)

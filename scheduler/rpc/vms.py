@@ -7,15 +7,19 @@ import grpc.aio
 from hostler.api.cluster.v1 import vms_pb2, vms_pb2_grpc
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from hostler.errors import NotFound, Reason
+from hostler.model.migration_facts import MigrationCheck
 from hostler.server import request_checks as checks
 from hostler.server.api_wire import mac_from, wished_vm
+from hostler.server.internal_wire import check_to_wire, forecast_to_wire
 from scheduler.core.accept import Request
 from scheduler.core.decide_create import create_vm
 from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_power import delete_vm, reboot_vm, start_vm, stop_vm
 from scheduler.core.records import VMRecord
 from scheduler.core.state import ClusterState, Kept
+from scheduler.engine.migration_check import look
 from scheduler.engine.reconciling import Outcome, Result, carry_out, judged
+from scheduler.ports import CopyEstimate, NodeUnreachable, Order
 from scheduler.rpc.api import Api
 from scheduler.rpc.wire import priority_from_wire, reconciliation_to_wire, vm_to_wire
 
@@ -92,7 +96,7 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
         )
         vm_id, asked = self._about(request)
         destination, priority = request.destination_node.removeprefix("nodes/"), priority_from_wire(request.priority)
-        return await self._api.accept(
+        operation = await self._api.accept(
             lambda state: migrate_vm(
                 state,
                 asked,
@@ -106,6 +110,24 @@ class VMService(vms_pb2_grpc.VMServiceServicer):
             ),
             request.validate_only,
         )
+        if request.validate_only and not operation.migration.cold:
+            await self._look(vm_id, operation, CopyEstimate(request.bandwidth_mib_s, request.max_downtime_ms))
+        return operation
+
+    async def _look(self, vm_id: str, would: operation_pb2.Operation, estimate: CopyEstimate) -> None:
+        """What both nodes say of it goes into the operation that it would be."""
+        state = self._api.mirror.state
+        kept, destination = _find(state, vm_id), would.migration.destination_node.removeprefix("nodes/")
+        order = Order("", kept.record.uid, kept.record.owner.epoch, kept.revision)
+        try:
+            looked = await look(self._api.nodes, state, order, kept.record, destination, estimate)
+        except NodeUnreachable as silent:
+            found = MigrationCheck("agents", False, f"Not everything could be looked at: {silent}", "Make that agent answer.")
+            would.migration.checks.append(check_to_wire(found))
+            return
+        would.migration.checks.extend(check_to_wire(check) for check in looked.checks)
+        if looked.forecast is not None:
+            would.migration.forecast.CopyFrom(forecast_to_wire(looked.forecast))
 
     async def ReconcileVM(self, request: vms_pb2.ReconcileVMRequest, context: Context) -> vms_pb2.Reconciliation:
         checks.require(request, *checks.resource("name", request.name, "vms"))

@@ -14,7 +14,7 @@ from nodeagent.core.observed import CopyTag, MigrationProgress, Power
 from nodeagent.core.precopy import Course, GiveUp, Limits, Tune, next_move
 from nodeagent.ports import HypervisorRefused
 from tests.contract.hypervisor import rigs_libvirt
-from tests.contract.hypervisor.rig import ContractVM
+from tests.contract.hypervisor.rig import ContractVM, until
 from tests.contract.hypervisor.rigs_libvirt import LibvirtRig
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -89,3 +89,15 @@ async def test_a_busy_guest_arrives_once_it_is_throttled_as_measured(rig: Libvir
     throttles = [one.throttle_percent for one in seen]
     assert max(throttles) > 30, "the first step is what was measured, not QEMU's twenty"
     assert max(throttles) <= 90
+
+
+async def test_the_dirty_rate_is_seen_before_the_copy(rig: LibvirtRig, tmp_path: Path) -> None:
+    """A forecast that takes a busy guest for an idle one: does the hypervisor's measurement work under this kind of acceleration at all?"""
+    vm = await busy_vm(rig, tmp_path)
+
+    async def seen() -> bool:
+        rate = await rig.hypervisor(0).dirty_rate(vm.uid)
+        assert rate is not None, "it could not be measured"
+        return rate > 40 << 20
+
+    await until(rig, seen, "the guest is through its BIOS and seen to be busy", 30)

@@ -14,7 +14,7 @@ import pytest
 
 import real
 from client import CALL_S, Client
-from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
+from hostler.api.cluster.v1 import nodes_pb2, operations_pb2, vms_pb2
 from hostler.api.node.v1 import host_pb2, host_pb2_grpc
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 from hostler.server import channels
@@ -336,6 +336,28 @@ async def test_a_host_that_was_fenced_and_not_off_neither_shares_a_disk_nor_keep
     assert after.disk_foreign == 0, "somebody else wrote to the disk"
     await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=vm.node), timeout=CALL_S)
     await client.until_ready(3)
+
+
+async def test_a_migration_is_foretold_and_its_limits_are_changed_while_it_copies(client: Client, cluster: LabCluster) -> None:
+    """A look that forbids what works on real hosts; a limit that never reaches QEMU; a downtime that nobody measures."""
+    vm = await made(client, "tuned-1")
+    before = await probe.ask(await address_of(cluster, vm))
+    would = await client.vms.MigrateVM(vms_pb2.MigrateVMRequest(name=vm.name, bandwidth_mib_s=2, validate_only=True), timeout=CALL_S)
+    assert [(check.name, check.message) for check in would.migration.checks if not check.ok] == []
+    assert len(would.migration.checks) == 10
+    assert would.migration.forecast.dirty_measured
+    operation = await client.vms.MigrateVM(vms_pb2.MigrateVMRequest(name=vm.name, bandwidth_mib_s=2, max_downtime_ms=200), timeout=CALL_S)
+    await client.until_phase(operation, "COPYING")
+    tune = operations_pb2.TuneMigrationRequest(name=operation.name, bandwidth_mib_s=0, max_downtime_ms=800)
+    await client.operations.TuneMigration(tune, timeout=CALL_S)
+    done = await client.wait(operation)
+    assert done.state == SUCCEEDED, done.error.message
+    print(would.migration, done.migration)
+    assert done.migration.total_ms < 15_000, "at 2 MiB/s it takes more than half a minute"
+    assert done.migration.max_downtime_ms == 800
+    assert done.migration.iterations >= 1
+    after = await probe.ask(await address_of(cluster, await client.vm("tuned-1")))
+    assert after.boot_id == before.boot_id
 
 
 async def until_node(client: Client, node_id: str, wanted: Callable[[node_pb2.Node], bool]) -> None:

@@ -10,6 +10,7 @@ from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
+from scheduler.core.migration_check import refusal
 from scheduler.core.pool_locks import locked_between
 from scheduler.core.records import Migration, OperationRecord, StoredError
 from scheduler.core.steps import (
@@ -26,6 +27,7 @@ from scheduler.core.steps import (
 )
 from scheduler.engine.driving import Run, Verbs
 from scheduler.engine.flows import cold_migration
+from scheduler.engine.migration_check import look
 from scheduler.engine.turns import LOOK_AGAIN_S
 from scheduler.ports import Departure, NodeUnreachable
 
@@ -65,6 +67,7 @@ async def _prepare(run: Run, migration: Migration) -> None:
     """H1."""
     if await _cancelled(run) or not await _has_its_turn(run):
         return
+    await _look(run, migration)
     claim = run.state.claims[(migration.destination_node_id, run.vm.record.vm_id)].record
     domain = replace(run.vm.record.domain, charged=claim.charged)
     prepared = await run.nodes.prepare_incoming(migration.destination_node_id, run.order(), domain, migration.source_node_id)
@@ -84,6 +87,16 @@ async def _prepare(run: Run, migration: Migration) -> None:
             )
         )
     )
+
+
+async def _look(run: Run, migration: Migration) -> None:
+    """Before anything is touched. Raises FailedPrecondition with everything that forbids it; a hypervisor that is silent is asked again."""
+    looked = await look(run.nodes, run.state, run.order(), run.vm.record, migration.destination_node_id)
+    silent = next((check for check in looked.checks if check.name == "hypervisor" and not check.ok), None)
+    if silent is not None:
+        raise NodeUnreachable(f"{silent.message} {silent.fix}")
+    if (forbidden := refusal(looked.checks)) is not None:
+        raise forbidden
 
 
 async def _has_its_turn(run: Run) -> bool:
@@ -264,7 +277,9 @@ async def turn_back(run: Run, error: HostlerError) -> None:
         return
     if operation.phase in (COMMITTED, ABORTING):
         raise NodeUnreachable(str(error))
-    await _abort(run, error.reason.value, error.message)
+    violations = tuple((one.field, one.description) for one in error.violations)
+    fix = f"{GOES_ON} {error.fix}".rstrip()
+    await _abort_with(run, StoredError("FailedPrecondition", error.reason.value, error.message, fix, violations))
 
 
 MIGRATE = Verbs(step, turn_back)

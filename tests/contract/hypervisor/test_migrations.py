@@ -1,11 +1,12 @@
 """Locks and live migration: what the handoff's safety argument takes for granted of any hypervisor."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from nodeagent.core.observed import CopyTag, Locks, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Tune
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Reception, Tune
 from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, hear, needs, until
 from tests.contract.hypervisor.test_domains import advances, power, started
 
@@ -204,6 +205,35 @@ async def test_a_running_copy_is_tuned(rig: Rig) -> None:
         await moving
     assert rig.clock.monotonic_s() - begin_s < 30, "at 1 MiB/s it would have taken minutes"
     assert await power(rig, vm, 1) is Power.PAUSED
+
+
+@needs(Capability.MIGRATION)
+async def test_what_a_guest_asks_of_a_host_is_known_and_a_like_host_gives_it(rig: Rig) -> None:
+    """A look before the migration that forbids what works, or that does not look at all."""
+    vm = await started(rig)
+    guest = await rig.hypervisor(0).guest_facts(vm.uid)
+    assert guest is not None
+    assert guest.machine
+    assert guest.cpu_xml
+    assert "disk/virtio" in guest.devices
+    assert await rig.hypervisor(1).reception(guest) == Reception()
+    assert "pc-q35-99.9" in (await rig.hypervisor(1).reception(replace(guest, machine="pc-q35-99.9"))).machine_refused
+    odd = await rig.hypervisor(1).reception(replace(guest, devices=(*guest.devices, "disk/punchcard")))
+    assert odd.devices_missing == ("disk/punchcard",)
+    strange = replace(guest, cpu_xml="<cpu mode='custom' match='exact'><model fallback='forbid'>strange</model></cpu>")
+    assert (await rig.hypervisor(1).reception(strange)).cpu_refused
+    assert await rig.hypervisor(1).guest_facts(vm.uid) is None
+
+
+@needs(Capability.MIGRATION)
+async def test_the_dirty_rate_of_a_running_guest_is_measured(rig: Rig) -> None:
+    """A forecast from a figure that is always the same."""
+    vm = await started(rig)
+    rate = await rig.hypervisor(0).dirty_rate(vm.uid)
+    assert rate is not None
+    assert 0 <= rate < 1 << 40
+    with pytest.raises(HypervisorRefused):
+        await rig.hypervisor(1).dirty_rate(vm.uid)
 
 
 @needs(Capability.MIGRATION)

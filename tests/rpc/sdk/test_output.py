@@ -14,7 +14,7 @@ from hostler.api.type.v1.resources_pb2 import Quantity
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
 from hostler.cli import plugins
 from hostler.cli.exit_codes import ExitCode, exit_code
-from hostler.cli.output import FLAVORS, VMS, Format, document, drift, mib, migration, refusal, show, size, table
+from hostler.cli.output import FLAVORS, VMS, Format, document, drift, dry_move, mib, migration, refusal, show, size, table
 from hostler.cli.progress import plain
 from hostler.errors import HostlerError, NoCapacity, NotFound, Reason, Violation
 from hostler.operations import OperationFailed
@@ -94,6 +94,37 @@ def test_a_migration_ends_with_its_figures() -> None:
         "from       n1", "to         n2", "total      1.25 s", "bytes      1 MiB (1048576)", "downtime   44 ms, within the 300 ms allowed",
         "passes     5 over memory, guest slowed by 60 %",
     ]  # fmt: skip
+
+
+def test_a_dry_run_of_a_migration_says_what_forbids_it_and_what_it_takes() -> None:
+    """A rule that fails and is not seen among those that hold; a guess that reads like a measurement."""
+    Check, Told = Operation.MigrationCheck, Operation.MigrationForecast
+    facts = Operation.MigrationMetadata(
+        source_node="nodes/n1",
+        destination_node="nodes/n2",
+        checks=[Check(name="cpu", ok=True, message="n2 has it."), Check(name="networks", message="n2 has no bridge br9.", fix="Make it.")],
+        forecast=Told(
+            convergence=Told.CONVERGES_THROTTLED,
+            dirty_bytes_per_s=200 << 20,
+            dirty_measured=True,
+            bandwidth_bytes_per_s=112 << 20,
+            seconds=14,
+            downtime_ms=400,
+            throttle_percent=78,
+        ),
+    )
+    assert dry_move(Operation(target="vms/web-1", migration=facts)).splitlines() == [
+        "would be refused: vm web-1 from n1 to n2",
+        "ok    cpu             n2 has it.",
+        "NO    networks        n2 has no bridge br9.",
+        "                      Make it.",
+        "",
+        "dirties    200 MiB/s, measured now",
+        "link       112 MiB/s, a guess: 1 Gbit/s",
+        "ends       yes, with the guest slowed by 78 %",
+        "time       at most 14 s",
+        "downtime   at most 400 ms",
+    ]
 
 
 def test_progress_as_a_line() -> None:

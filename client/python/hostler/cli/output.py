@@ -362,6 +362,37 @@ def migration(operation: "Operation") -> str:
     return "\n".join(line(row, (8, 0)) for row in rows)
 
 
+def dry_move(operation: "Operation") -> str:
+    """Whether a migration could begin, rule by rule, and what it would take."""
+    facts = operation.migration
+    verdict = "would be accepted" if all(check.ok for check in facts.checks) else "would be refused"
+    lines = [f"{verdict}: {operation.target.replace('vms/', 'vm ')} from {short(facts.source_node)} to {short(facts.destination_node)}"]
+    for check in facts.checks:
+        lines.append(line(("ok" if check.ok else "NO", check.name, check.message), (3, 13, 0)))
+        if check.fix:
+            lines.append(line(("", "", check.fix), (3, 13, 0)))
+    return "\n".join([*lines, *_forecast(operation)])
+
+
+def _forecast(operation: "Operation") -> list[str]:
+    if not operation.migration.HasField("forecast"):
+        return []
+    told = operation.migration.forecast
+    ends = {
+        told.CONVERGES: "yes",
+        told.CONVERGES_THROTTLED: f"yes, with the guest slowed by {told.throttle_percent} %",
+        told.DOES_NOT_CONVERGE: f"no, not even with the guest slowed by {told.throttle_percent} %",
+    }
+    rows = [
+        ("dirties", f"{size(told.dirty_bytes_per_s)}/s, {'measured now' if told.dirty_measured else 'a guess from its memory'}"),
+        ("link", f"{size(told.bandwidth_bytes_per_s)}/s, {'known' if told.bandwidth_known else 'a guess: 1 Gbit/s'}"),
+        ("ends", ends.get(told.convergence, "?")),
+        ("time", f"at most {duration(told.seconds)}"),
+        ("downtime", f"at most {told.downtime_ms} ms"),
+    ]
+    return ["", *(line(row, (8, 0)) for row in rows)]
+
+
 # ---- refusals
 
 

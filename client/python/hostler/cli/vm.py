@@ -9,7 +9,7 @@ import typer
 from hostler.cli import completion
 from hostler.cli.exit_codes import ExitCode
 from hostler.cli.flavor import Class
-from hostler.cli.output import VMS, Format, document, drift, dumped, reconciliation, say, short, show
+from hostler.cli.output import VMS, Format, document, drift, dry_move, dumped, reconciliation, say, short, show
 from hostler.cli.session import (
     DryRun,
     Ending,
@@ -284,7 +284,8 @@ def migrate(
 ) -> None:
     """Move a VM while it runs, or one that is off without a copy. Ends with where from, where to, time, bytes and downtime.
 
-    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200 --max-downtime 500; hostler vm migrate web-2 --priority high --async
+    Examples: hostler vm migrate web-1 --to n2 --bandwidth 200 --max-downtime 500; hostler vm migrate web-2 --priority high --async;
+    hostler vm migrate web-1 --dry-run
     """
 
     async def work(cluster: "Cluster") -> None:
@@ -299,7 +300,12 @@ def migrate(
             validate_only=dry_run,
             request_id=request_id,
         )
-        await finish(handle, Ending(wait, timeout, output), moved)
+        if dry_run and output is Format.TABLE and handle.operation.migration.checks:
+            say(dry_move(handle.operation))
+        else:
+            await finish(handle, Ending(wait, timeout, output), moved)
+        if dry_run and not all(check.ok for check in handle.operation.migration.checks):
+            raise typer.Exit(ExitCode.CONFLICT)
 
     run_cluster(ctx, work)
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
-from hostler.api.type.v1 import node_pb2, resources_pb2, volume_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2, resources_pb2, volume_pb2
 from hostler.internal.v1 import agent_pb2, cluster_link_pb2
 from hostler.model.copy import Copy, HandoffReport, Stage
 from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass, VolumeSpec
+from hostler.model.migration_facts import Convergence, Forecast, GuestFacts, MigrationCheck, MigrationFacts, Reception
 from hostler.model.node import NodeReport, PoolFacts, VMPower, VMStatus
 from hostler.model.owner import Owner, OwnerRead, OwnerState
 from hostler.model.quantities import Quantities, at_least_zero, minus
@@ -144,6 +145,80 @@ def report_from_wire(report: agent_pb2.HandoffReport) -> HandoffReport:
         iterations=report.iterations,
         bandwidth_mib_s=report.bandwidth_mib_s,
         max_downtime_ms=report.max_downtime_ms,
+    )
+
+
+def guest_to_wire(guest: GuestFacts) -> agent_pb2.GuestFacts:
+    return agent_pb2.GuestFacts(machine=guest.machine, cpu_xml=guest.cpu_xml, devices=guest.devices)
+
+
+def guest_from_wire(guest: agent_pb2.GuestFacts) -> GuestFacts:
+    return GuestFacts(guest.machine, guest.cpu_xml, tuple(guest.devices))
+
+
+def facts_to_wire(facts: MigrationFacts) -> agent_pb2.MigrationFacts:
+    return agent_pb2.MigrationFacts(
+        node_id=facts.node_id,
+        hypervisor_answers=facts.hypervisor_answers,
+        libvirt_version=facts.libvirt_version,
+        qemu_version=facts.qemu_version,
+        acceleration=facts.acceleration,
+        certificate_left_s=facts.certificate_left_s,
+        disks=[agent_pb2.DiskIdentity(volume_uid=uid, identity=identity) for uid, identity in sorted(facts.disks.items())],
+        holds_copy=facts.holds_copy,
+        guest=guest_to_wire(facts.guest) if facts.guest is not None else None,
+        forecast=forecast_to_wire(facts.forecast) if facts.forecast is not None else None,
+        machine_refused=facts.reception.machine_refused,
+        cpu_refused=facts.reception.cpu_refused,
+        devices_missing=facts.reception.devices_missing,
+        bridges_missing=facts.bridges_missing,
+    )
+
+
+def facts_from_wire(facts: agent_pb2.MigrationFacts) -> MigrationFacts:
+    return MigrationFacts(
+        node_id=facts.node_id,
+        hypervisor_answers=facts.hypervisor_answers,
+        libvirt_version=facts.libvirt_version,
+        qemu_version=facts.qemu_version,
+        acceleration=facts.acceleration,
+        certificate_left_s=facts.certificate_left_s,
+        disks={disk.volume_uid: disk.identity for disk in facts.disks},
+        holds_copy=facts.holds_copy,
+        guest=guest_from_wire(facts.guest) if facts.HasField("guest") else None,
+        forecast=_forecast_from_wire(facts.forecast) if facts.HasField("forecast") else None,
+        reception=Reception(facts.machine_refused, facts.cpu_refused, tuple(facts.devices_missing)),
+        bridges_missing=tuple(facts.bridges_missing),
+    )
+
+
+def check_to_wire(check: MigrationCheck) -> operation_pb2.Operation.MigrationCheck:
+    return operation_pb2.Operation.MigrationCheck(name=check.name, ok=check.ok, message=check.message, fix=check.fix)
+
+
+def forecast_to_wire(forecast: Forecast) -> operation_pb2.Operation.MigrationForecast:
+    return operation_pb2.Operation.MigrationForecast(
+        convergence=operation_pb2.Operation.MigrationForecast.Convergence.Value(forecast.convergence.value),
+        dirty_bytes_per_s=forecast.dirty_bytes_per_s,
+        dirty_measured=forecast.dirty_measured,
+        bandwidth_bytes_per_s=forecast.bandwidth_bytes_per_s,
+        bandwidth_known=forecast.bandwidth_known,
+        seconds=forecast.seconds,
+        downtime_ms=forecast.downtime_ms,
+        throttle_percent=forecast.throttle_percent,
+    )
+
+
+def _forecast_from_wire(forecast: operation_pb2.Operation.MigrationForecast) -> Forecast:
+    return Forecast(
+        Convergence(operation_pb2.Operation.MigrationForecast.Convergence.Name(forecast.convergence)),
+        forecast.dirty_bytes_per_s,
+        forecast.dirty_measured,
+        forecast.bandwidth_bytes_per_s,
+        forecast.bandwidth_known,
+        forecast.seconds,
+        forecast.downtime_ms,
+        forecast.throttle_percent,
     )
 
 

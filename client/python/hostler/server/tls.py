@@ -13,6 +13,7 @@ import os
 import ssl
 import stat
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class TlsMaterial:
     key_pem: bytes
     ca_pem: bytes
     principal: Principal
+
+
+def valid_until(material: TlsMaterial) -> datetime:
+    """The end of our certificate, UTC."""
+    return x509.load_pem_x509_certificate(material.cert_pem).not_valid_after_utc
 
 
 def load(files: TlsFiles, *, clock: Clock) -> TlsMaterial:

@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hostler.api.type.v1 import node_pb2 as _node_pb2
+from hostler.api.type.v1 import operation_pb2 as _operation_pb2
 from hostler.api.type.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
 import sys
@@ -733,6 +734,170 @@ class DiskIdentity(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiskIdentity: _TypeAlias = DiskIdentity  # noqa: Y015
+
+@_typing.final
+class GuestFacts(_message.Message):
+    """What a running guest asks of the host that is to receive it, as its own hypervisor says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CPU_XML_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    """Machine type in full, as "pc-q35-7.2"."""
+    cpu_xml: _builtins.str
+    """Its CPU, as libvirt's XML element."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is plugged into it, as "disk/virtio", sorted, each once."""
+
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        cpu_xml: _builtins.str = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_xml", b"cpu_xml", "devices", b"devices", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestFacts: _TypeAlias = GuestFacts  # noqa: Y015
+
+@_typing.final
+class CheckMigrationRequest(_message.Message):
+    """See AgentService.CheckMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MIB_S_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    forecast: _builtins.bool
+    """Source: measure how fast the guest dirties memory, which takes a second, and estimate the copy."""
+    bandwidth_mib_s: _builtins.int
+    """Source, for the estimate: limit of the copy; 0: none."""
+    max_downtime_ms: _builtins.int
+    """Source, for the estimate: ceiling of the downtime; 0: the default."""
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """Who commands."""
+
+    @_builtins.property
+    def domain(self) -> Global___DomainSpec:
+        """The VM."""
+
+    @_builtins.property
+    def guest(self) -> Global___GuestFacts:
+        """What comes: the destination is asked. Absent: the source is."""
+
+    def __init__(
+        self,
+        *,
+        command: Global___Command | None = ...,
+        domain: Global___DomainSpec | None = ...,
+        guest: Global___GuestFacts | None = ...,
+        forecast: _builtins.bool = ...,
+        bandwidth_mib_s: _builtins.int = ...,
+        max_downtime_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "domain", b"domain", "guest", b"guest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "command", b"command", "domain", b"domain", "forecast", b"forecast", "guest", b"guest", "max_downtime_ms", b"max_downtime_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckMigrationRequest: _TypeAlias = CheckMigrationRequest  # noqa: Y015
+
+@_typing.final
+class MigrationFacts(_message.Message):
+    """See AgentService.CheckMigration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ANSWERS_FIELD_NUMBER: _builtins.int
+    LIBVIRT_VERSION_FIELD_NUMBER: _builtins.int
+    QEMU_VERSION_FIELD_NUMBER: _builtins.int
+    ACCELERATION_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_LEFT_S_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    HOLDS_COPY_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
+    MACHINE_REFUSED_FIELD_NUMBER: _builtins.int
+    CPU_REFUSED_FIELD_NUMBER: _builtins.int
+    DEVICES_MISSING_FIELD_NUMBER: _builtins.int
+    BRIDGES_MISSING_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node that says so."""
+    hypervisor_answers: _builtins.bool
+    """Whether its hypervisor answers; false: what only it knows is missing below."""
+    libvirt_version: _builtins.int
+    """libvirt's version, 9000000 for 9.0.0."""
+    qemu_version: _builtins.int
+    """QEMU's version, likewise."""
+    acceleration: _builtins.str
+    """"KVM", "EMULATION" or "SIMULATION"."""
+    certificate_left_s: _builtins.int
+    """How long the certificate of its tunnel is still valid."""
+    holds_copy: _builtins.bool
+    """A domain of this VM is on this host."""
+    machine_refused: _builtins.str
+    """Destination: why it cannot run this machine type, one sentence; empty: it can."""
+    cpu_refused: _builtins.str
+    """Destination: why it cannot give this CPU, one sentence; empty: it can."""
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskIdentity]:
+        """The VM's volumes as this host sees them; identity empty: it does not."""
+
+    @_builtins.property
+    def guest(self) -> Global___GuestFacts:
+        """Source: the guest."""
+
+    @_builtins.property
+    def forecast(self) -> _operation_pb2.Operation.MigrationForecast:
+        """Source, if asked for."""
+
+    @_builtins.property
+    def devices_missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Destination: kinds of devices it does not know."""
+
+    @_builtins.property
+    def bridges_missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Destination: bridges it does not have."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        hypervisor_answers: _builtins.bool = ...,
+        libvirt_version: _builtins.int = ...,
+        qemu_version: _builtins.int = ...,
+        acceleration: _builtins.str = ...,
+        certificate_left_s: _builtins.int = ...,
+        disks: _abc.Iterable[Global___DiskIdentity] | None = ...,
+        holds_copy: _builtins.bool = ...,
+        guest: Global___GuestFacts | None = ...,
+        forecast: _operation_pb2.Operation.MigrationForecast | None = ...,
+        machine_refused: _builtins.str = ...,
+        cpu_refused: _builtins.str = ...,
+        devices_missing: _abc.Iterable[_builtins.str] | None = ...,
+        bridges_missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "guest", b"guest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "bridges_missing", b"bridges_missing", "certificate_left_s", b"certificate_left_s", "cpu_refused", b"cpu_refused", "devices_missing", b"devices_missing", "disks", b"disks", "forecast", b"forecast", "guest", b"guest", "holds_copy", b"holds_copy", "hypervisor_answers", b"hypervisor_answers", "libvirt_version", b"libvirt_version", "machine_refused", b"machine_refused", "node_id", b"node_id", "qemu_version", b"qemu_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationFacts: _TypeAlias = MigrationFacts  # noqa: Y015
 
 @_typing.final
 class PrepareIncomingRequest(_message.Message):

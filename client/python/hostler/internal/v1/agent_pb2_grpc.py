@@ -85,6 +85,11 @@ class AgentServiceStub:
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.SerializeToString,
                 response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.FromString,
                 _registered_method=True)
+        self.CheckMigration = channel.unary_unary(
+                '/hostler.internal.v1.AgentService/CheckMigration',
+                request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.CheckMigrationRequest.SerializeToString,
+                response_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.MigrationFacts.FromString,
+                _registered_method=True)
         self.PrepareIncoming = channel.unary_unary(
                 '/hostler.internal.v1.AgentService/PrepareIncoming',
                 request_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.PrepareIncomingRequest.SerializeToString,
@@ -202,6 +207,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckMigration(self, request, context):
+        """Either end, before H1: what decides whether this guest can move from or to this host. Changes nothing. Never fails because the hypervisor does
+        not answer: it says so. Errors: NOT_FOUND (VM_NOT_FOUND: the source does not have it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PrepareIncoming(self, request, context):
         """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
         Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -312,6 +325,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ProbePool,
                     request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.FromString,
                     response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.SerializeToString,
+            ),
+            'CheckMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckMigration,
+                    request_deserializer=hostler_dot_internal_dot_v1_dot_agent__pb2.CheckMigrationRequest.FromString,
+                    response_serializer=hostler_dot_internal_dot_v1_dot_agent__pb2.MigrationFacts.SerializeToString,
             ),
             'PrepareIncoming': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareIncoming,
@@ -625,6 +643,33 @@ class AgentService:
             '/hostler.internal.v1.AgentService/ProbePool',
             hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolRequest.SerializeToString,
             hostler_dot_internal_dot_v1_dot_agent__pb2.ProbePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.internal.v1.AgentService/CheckMigration',
+            hostler_dot_internal_dot_v1_dot_agent__pb2.CheckMigrationRequest.SerializeToString,
+            hostler_dot_internal_dot_v1_dot_agent__pb2.MigrationFacts.FromString,
             options,
             channel_credentials,
             insecure,

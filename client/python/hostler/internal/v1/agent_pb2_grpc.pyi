@@ -57,6 +57,10 @@ class AgentServiceStub:
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
     ProbePool: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ProbePoolRequest, _agent_pb2.ProbePoolResponse]
     """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
+    CheckMigration: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CheckMigrationRequest, _agent_pb2.MigrationFacts]
+    """Either end, before H1: what decides whether this guest can move from or to this host. Changes nothing. Never fails because the hypervisor does
+    not answer: it says so. Errors: NOT_FOUND (VM_NOT_FOUND: the source does not have it).
+    """
     PrepareIncoming: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]
     """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
     Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -105,6 +109,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """What is true of the VM on this host, hypervisor asked now. Errors: UNAVAILABLE."""
     ProbePool: _aio.UnaryUnaryMultiCallable[_agent_pb2.ProbePoolRequest, _agent_pb2.ProbePoolResponse]  # type: ignore[assignment]
     """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
+    CheckMigration: _aio.UnaryUnaryMultiCallable[_agent_pb2.CheckMigrationRequest, _agent_pb2.MigrationFacts]  # type: ignore[assignment]
+    """Either end, before H1: what decides whether this guest can move from or to this host. Changes nothing. Never fails because the hypervisor does
+    not answer: it says so. Errors: NOT_FOUND (VM_NOT_FOUND: the source does not have it).
+    """
     PrepareIncoming: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareIncomingRequest, _agent_pb2.PrepareIncomingResponse]  # type: ignore[assignment]
     """Destination, H1: claims the VM's cost, checks that its disks and bridges are reachable, opens a tunnel for exactly the source node.
     Errors: RESOURCE_EXHAUSTED, FAILED_PRECONDITION (NOT_MIGRATABLE, with the reason), ABORTED (EPOCH_STALE).
@@ -210,6 +218,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ProbePoolResponse, _abc.Awaitable[_agent_pb2.ProbePoolResponse]]:
         """One act of a probe of a shared pool's locks between two nodes: see docs/pools.md. Errors: NOT_FOUND (POOL_NOT_FOUND), UNAVAILABLE (POOL_UNAVAILABLE)."""
+
+    @_abc_1.abstractmethod
+    def CheckMigration(
+        self,
+        request: _agent_pb2.CheckMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.MigrationFacts, _abc.Awaitable[_agent_pb2.MigrationFacts]]:
+        """Either end, before H1: what decides whether this guest can move from or to this host. Changes nothing. Never fails because the hypervisor does
+        not answer: it says so. Errors: NOT_FOUND (VM_NOT_FOUND: the source does not have it).
+        """
 
     @_abc_1.abstractmethod
     def PrepareIncoming(

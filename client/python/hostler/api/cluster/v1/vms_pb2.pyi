@@ -333,7 +333,7 @@ class MigrateVMRequest(_message.Message):
     request_id: _builtins.str
     """As in CreateVMRequest."""
     validate_only: _builtins.bool
-    """As in CreateVMRequest."""
+    """As in CreateVMRequest; of a VM that runs, both nodes are looked at: `migration.checks` says what forbids it, `migration.forecast` what it takes."""
     priority: _operation_pb2.Operation.Priority.ValueType
     """A node sends and receives a few live migrations at once; more wait in the phase RESERVED, by priority and then in order of acceptance, and say
     in `reason` what they wait for. After a failed copy of the same VM the next is held back for 20 s, then twice as long each time, at most 5 min,

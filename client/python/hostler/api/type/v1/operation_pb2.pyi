@@ -176,6 +176,113 @@ class Operation(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class MigrationCheck(_message.Message):
+        """One rule of the look at both nodes before a migration."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        OK_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        FIX_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """The rule: "agents", "hypervisor", "copies", "acceleration", "cpu", "machine", "devices", "disks", "networks", "certificates", "versions"."""
+        ok: _builtins.bool
+        """Whether it holds."""
+        message: _builtins.str
+        """What was found, one sentence."""
+        fix: _builtins.str
+        """What to do about it; empty if it holds."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            ok: _builtins.bool = ...,
+            message: _builtins.str = ...,
+            fix: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["fix", b"fix", "message", b"message", "name", b"name", "ok", b"ok"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MigrationForecast(_message.Message):
+        """What a copy of memory will take, estimated from what the guest does now. A guest that changes its ways makes it wrong."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Convergence:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _ConvergenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Operation.MigrationForecast._Convergence.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            CONVERGENCE_UNSPECIFIED: Operation.MigrationForecast._Convergence.ValueType  # 0
+            """Never sent."""
+            CONVERGES: Operation.MigrationForecast._Convergence.ValueType  # 1
+            """With the guest at full speed."""
+            CONVERGES_THROTTLED: Operation.MigrationForecast._Convergence.ValueType  # 2
+            """With the guest slowed by throttle_percent."""
+            DOES_NOT_CONVERGE: Operation.MigrationForecast._Convergence.ValueType  # 3
+            """Not within these limits."""
+
+        class Convergence(_Convergence, metaclass=_ConvergenceEnumTypeWrapper):
+            """Whether the copy would end."""
+
+        CONVERGENCE_UNSPECIFIED: Operation.MigrationForecast.Convergence.ValueType  # 0
+        """Never sent."""
+        CONVERGES: Operation.MigrationForecast.Convergence.ValueType  # 1
+        """With the guest at full speed."""
+        CONVERGES_THROTTLED: Operation.MigrationForecast.Convergence.ValueType  # 2
+        """With the guest slowed by throttle_percent."""
+        DOES_NOT_CONVERGE: Operation.MigrationForecast.Convergence.ValueType  # 3
+        """Not within these limits."""
+
+        CONVERGENCE_FIELD_NUMBER: _builtins.int
+        DIRTY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+        DIRTY_MEASURED_FIELD_NUMBER: _builtins.int
+        BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+        BANDWIDTH_KNOWN_FIELD_NUMBER: _builtins.int
+        SECONDS_FIELD_NUMBER: _builtins.int
+        DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+        THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
+        convergence: Global___Operation.MigrationForecast.Convergence.ValueType
+        """Whether the copy would end."""
+        dirty_bytes_per_s: _builtins.int
+        """How fast the guest dirties memory now, bytes per second."""
+        dirty_measured: _builtins.bool
+        """Measured just now; false: a guess from the size of its memory, because the hypervisor could not measure it."""
+        bandwidth_bytes_per_s: _builtins.int
+        """The bandwidth that was reckoned with, bytes per second."""
+        bandwidth_known: _builtins.bool
+        """It is the limit, or was seen in an earlier copy from this node; false: a guess."""
+        seconds: _builtins.int
+        """How long the copy takes at most, seconds: as if all of the guest's memory were in use."""
+        downtime_ms: _builtins.int
+        """The downtime at most, milliseconds, with what the handoff itself takes."""
+        throttle_percent: _builtins.int
+        """How much of its speed the guest would lose, percent."""
+        def __init__(
+            self,
+            *,
+            convergence: Global___Operation.MigrationForecast.Convergence.ValueType = ...,
+            dirty_bytes_per_s: _builtins.int = ...,
+            dirty_measured: _builtins.bool = ...,
+            bandwidth_bytes_per_s: _builtins.int = ...,
+            bandwidth_known: _builtins.bool = ...,
+            seconds: _builtins.int = ...,
+            downtime_ms: _builtins.int = ...,
+            throttle_percent: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "bandwidth_known", b"bandwidth_known", "convergence", b"convergence", "dirty_bytes_per_s", b"dirty_bytes_per_s", "dirty_measured", b"dirty_measured", "downtime_ms", b"downtime_ms", "seconds", b"seconds", "throttle_percent", b"throttle_percent"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class MigrationMetadata(_message.Message):
         """Facts of a migration, measured."""
 
@@ -192,6 +299,8 @@ class Operation(_message.Message):
         DOWNTIME_EXCEEDED_FIELD_NUMBER: _builtins.int
         THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
         ITERATIONS_FIELD_NUMBER: _builtins.int
+        CHECKS_FIELD_NUMBER: _builtins.int
+        FORECAST_FIELD_NUMBER: _builtins.int
         COLD_FIELD_NUMBER: _builtins.int
         PRIORITY_FIELD_NUMBER: _builtins.int
         source_node: _builtins.str
@@ -220,6 +329,16 @@ class Operation(_message.Message):
         """The VM was off: it changed its node without a copy, and bytes_transferred and downtime_ms are 0."""
         priority: Global___Operation.Priority.ValueType
         """Its place in the queue of its nodes."""
+        @_builtins.property
+        def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation.MigrationCheck]:
+            """What was looked at on both nodes before anything began, one entry for each rule; of a dry run.
+            A migration that is refused by it has them in its error, one violation for each rule that fails.
+            """
+
+        @_builtins.property
+        def forecast(self) -> Global___Operation.MigrationForecast:
+            """What the copy would take, of a dry run; absent where it could not be estimated."""
+
         def __init__(
             self,
             *,
@@ -234,12 +353,14 @@ class Operation(_message.Message):
             downtime_exceeded: _builtins.bool = ...,
             throttle_percent: _builtins.int = ...,
             iterations: _builtins.int = ...,
+            checks: _abc.Iterable[Global___Operation.MigrationCheck] | None = ...,
+            forecast: Global___Operation.MigrationForecast | None = ...,
             cold: _builtins.bool = ...,
             priority: Global___Operation.Priority.ValueType = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "bytes_transferred", b"bytes_transferred", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_exceeded", b"downtime_exceeded", "downtime_ms", b"downtime_ms", "iterations", b"iterations", "max_downtime_ms", b"max_downtime_ms", "priority", b"priority", "source_node", b"source_node", "throttle_percent", b"throttle_percent", "total_ms", b"total_ms"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mib_s", b"bandwidth_mib_s", "bytes_transferred", b"bytes_transferred", "checks", b"checks", "cold", b"cold", "committed_epoch", b"committed_epoch", "destination_node", b"destination_node", "downtime_exceeded", b"downtime_exceeded", "downtime_ms", b"downtime_ms", "forecast", b"forecast", "iterations", b"iterations", "max_downtime_ms", b"max_downtime_ms", "priority", b"priority", "source_node", b"source_node", "throttle_percent", b"throttle_percent", "total_ms", b"total_ms"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
