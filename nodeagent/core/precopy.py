@@ -123,7 +123,9 @@ def throttle_for(full_speed_bytes_per_s: float, link_bytes_per_s: float) -> int:
 
 def _moved(course: Course, seen: MigrationProgress, now_s: float) -> Course:
     course = replace(course, throttle_reached_percent=max(course.throttle_reached_percent, seen.throttle_percent))
-    if seen.bytes_done > course.moved_bytes or course.moved_s == 0.0:
+    if (
+        seen.bytes_done > course.moved_bytes or seen.bytes_done == 0
+    ):  # before the first byte the destination's memory is being made, which takes its time
         return replace(course, moved_bytes=seen.bytes_done, moved_s=now_s)
     return course
 

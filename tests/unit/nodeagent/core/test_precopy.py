@@ -184,6 +184,10 @@ def test_new_limits_are_passed_on_once() -> None:
 def test_a_copy_that_stands_still_is_given_up() -> None:
     """A link that is dead without an error would hold both hosts' memory for half an hour."""
     course, limits, seen = Course(Limits()), Limits(), Link(512, 512, 8, 100).seen()
+    for at_s in (0.0, 2 * SILENT_S):  # not begun: a large guest's memory is made first
+        course, move = next_move(course, limits, seen, at_s - 2 * SILENT_S)
+        assert move == GoOn()
+    seen = replace(seen, bytes_done=MIB)
     course, move = next_move(course, limits, seen, 1.0)
     assert move == GoOn()
     course, move = next_move(course, limits, seen, SILENT_S)
