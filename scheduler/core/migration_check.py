@@ -61,7 +61,7 @@ def _disks(source: MigrationFacts, destination: MigrationFacts, volumes: Mapping
     if other:
         text = f"{', '.join(other)} is not the same file on {source.node_id} and {destination.node_id}."
         return MigrationCheck("disks", False, text, "Mount the same file system under the volume's pool on both nodes.")
-    return MigrationCheck("disks", True, f"All {len(volumes)} disks are the same files on both nodes.")
+    return MigrationCheck("disks", True, "Every disk is the same file on both nodes.")
 
 
 def _networks(destination: MigrationFacts) -> MigrationCheck:

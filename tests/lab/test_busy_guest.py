@@ -19,8 +19,8 @@ from tests.contract.hypervisor.rigs_libvirt import LibvirtRig
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 OPERATION = "5f0c1b7a-8d43-4f0e-9a55-6c1d7e2f3a4b"
-PAGES, SPIN = 32_768, 12_000
-"""128 MiB, over and over, at some 100 to 300 MiB a second under emulation."""
+PAGES, SPIN = 32_768, 1_000
+"""128 MiB, over and over, at several hundred MiB a second under emulation: many times the link's even on a machine that does other things."""
 LOOK_S = 0.5
 DISK_BYTES = 1 << 20
 
@@ -98,6 +98,6 @@ async def test_the_dirty_rate_is_seen_before_the_copy(rig: LibvirtRig, tmp_path:
     async def seen() -> bool:
         rate = await rig.hypervisor(0).dirty_rate(vm.uid)
         assert rate is not None, "it could not be measured"
-        return rate > 40 << 20
+        return rate > 16 << 20
 
     await until(rig, seen, "the guest is through its BIOS and seen to be busy", 30)

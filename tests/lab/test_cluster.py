@@ -352,7 +352,6 @@ async def test_a_migration_is_foretold_and_its_limits_are_changed_while_it_copie
     await client.operations.TuneMigration(tune, timeout=CALL_S)
     done = await client.wait(operation)
     assert done.state == SUCCEEDED, done.error.message
-    print(would.migration, done.migration)
     assert done.migration.total_ms < 15_000, "at 2 MiB/s it takes more than half a minute"
     assert done.migration.max_downtime_ms == 800
     assert done.migration.iterations >= 1
