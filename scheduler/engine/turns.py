@@ -32,9 +32,13 @@ class Turns:
             self._known = (moment, queue(state, self._limits, now_ms, self.silent(state)))
         return self._known[1].get(operation.operation_id, "")
 
+    def judge(self, state: ClusterState) -> None:
+        """The state with this replica's judgement of every node, as of now."""
+        state.health = self._health()
+
     def silent(self, state: ClusterState) -> frozenset[str]:
         """Nodes that do not answer, or whose hypervisor does not; for one that is fenced nobody waits: its part ends at once."""
-        state.health = self._health()
+        self.judge(state)
         return frozenset(
             node_id for node_id in state.nodes if state.health_of(node_id) is not Health.READY and not is_fenced(state, node_id)
         )

@@ -4,10 +4,14 @@ This only asks `scheduler.core.drain` for the next transaction until there is no
 their own, driven beside this one.
 """
 
+from collections.abc import Callable
+
 from hostler.errors import HostlerError
 from hostler.model.journal import ACCEPTED, CLAIMING, MOVING, RELEASING
 from scheduler.core.drain import advance, arriving, claim_places, finish_drain, release_places, stop_drain
 from scheduler.core.records import NodeState, StoredError
+from scheduler.core.state import ClusterState
+from scheduler.core.transaction import Transaction
 from scheduler.engine.driving import Run, Verbs
 from scheduler.engine.turns import LOOK_AGAIN_S
 from scheduler.ports import NodeUnreachable
@@ -21,7 +25,7 @@ async def drain(run: Run) -> None:
         case phase if phase in (ACCEPTED, CLAIMING):
             if not await _stopped(run, silent_s=0.0):
                 by = run.by()
-                await run.write(lambda state: claim_places(state, run.operation_id, run.policy, by))
+                await _write(run, lambda state: claim_places(state, run.operation_id, run.policy, by))
         case phase if phase == MOVING:
             await _move(run)
         case phase if phase == RELEASING:
@@ -46,7 +50,7 @@ async def _move(run: Run) -> None:
         by = run.by()
         if silent:
             run.waiting_for = f"{run.operation.target_id} does not answer."
-        elif await run.write(lambda state, by=by: advance(state, run.operation_id, run.policy, by)):  # type: ignore[misc]
+        elif await _write(run, lambda state, by=by: advance(state, run.operation_id, run.policy, by)):  # type: ignore[misc]
             run.waiting_for = ""
             continue
         if await run.write(lambda state, by=by: finish_drain(state, run.operation_id, by)):  # type: ignore[misc]
@@ -58,10 +62,20 @@ async def _move(run: Run) -> None:
 
 async def _release(run: Run) -> None:
     by = run.by()
-    while await run.write(lambda state: release_places(state, run.operation_id, run.policy, by)):
+    while await _write(run, lambda state: release_places(state, run.operation_id, run.policy, by)):
         pass
     if not await run.write(lambda state: finish_drain(state, run.operation_id, by)):
         await run.mirror.await_change(run.state.revision, LOOK_AGAIN_S)
+
+
+async def _write(run: Run, decide: Callable[[ClusterState], Transaction | None]) -> bool:
+    """A step that looks for places: on this replica's judgement of the nodes as it is now, whoever asked it for anything before or not."""
+
+    def judged(state: ClusterState) -> Transaction | None:
+        run.turns.judge(state)
+        return decide(state)
+
+    return await run.write(judged)
 
 
 async def _stopped(run: Run, silent_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,22 @@ async def life(sdk: hostler.Cluster) -> None:
     vm = await sdk.get_vm("web-1")
     assert (vm.uid, vm.state) == (uid, vm.RUNNING), vm
     await (await sdk.delete_vm("web-1", force=True)).wait()
+
+
+async def drained_life(sdk: hostler.Cluster) -> None:
+    """Two VMs, one of them off, that leave a node when it is drained, and are deleted."""
+    for name, start in (("web-1", True), ("off-1", False)):
+        made = await sdk.create_vm(
+            name, vcpus=1, memory_mib=512, image="guest", pool="shared", node="n1", start=start, move_fallback="restart"
+        )
+        await made.wait()
+    drain = await sdk.drain_node("n1")
+    await drain.wait()
+    assert {(await sdk.get_vm(name)).node for name in ("web-1", "off-1")} == {"nodes/n2"}
+    vm = await sdk.get_vm("web-1")
+    assert vm.state == vm.RUNNING, vm
+    for name in ("web-1", "off-1"):
+        await (await sdk.delete_vm(name, force=True)).wait()
 
 
 async def hard_life(sdk: hostler.Cluster) -> None:
@@ -68,7 +85,10 @@ def left_over(cluster: DevCluster) -> list[str]:
     return found
 
 
-async def lived(directory: Path, harm: Harm) -> Harm:
+Life = Callable[[hostler.Cluster], Awaitable[None]]
+
+
+async def lived(directory: Path, harm: Harm, life: Life) -> Harm:
     """One cluster, one life, one harm."""
     kind = partial(WatchedCluster, harm=harm)
     async with dev_cluster(directory, DevOptions(nodes=NODES), kind=kind) as cluster:
@@ -97,9 +117,9 @@ async def ready(sdk: hostler.Cluster) -> None:
                 return
 
 
-async def every(directory: Path, blow: Blow, after: bool) -> None:
+async def every(directory: Path, blow: Blow, after: bool, life: Life = life) -> None:
     """A life for each moment to be killed at, several at a time; all that went wrong is told."""
-    whole = await lived(directory / "whole", Harm(blow))
+    whole = await lived(directory / "whole", Harm(blow), life)
     moments, failed, missed = range(1, whole.count + 1), list[str](), list[int]()
     assert len(moments) > 3
     free = asyncio.Semaphore(AT_ONCE)
@@ -108,7 +128,7 @@ async def every(directory: Path, blow: Blow, after: bool) -> None:
         harm = Harm(blow, at, after)
         async with free:
             try:
-                await lived(directory / str(at), harm)
+                await lived(directory / str(at), harm, life)
                 missed.extend([] if harm.what else [at])
             except Exception as error:
                 failed.append(f"{at} ({harm.what}): {error!r}")
@@ -128,3 +148,12 @@ async def every(directory: Path, blow: Blow, after: bool) -> None:
 async def test_a_life_with_harm_at_every_moment(tmp_path: Path, blow: Blow, after: bool) -> None:
     """A VM, claim, volume or operation that is lost, doubled or left lying, because a daemon died, or an answer, between two steps."""
     await every(tmp_path, blow, after)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("blow", [Blow.REPLICA_KILLED, Blow.STORE_SILENT, Blow.AGENT_KILLED], ids=lambda blow: blow.value)
+async def test_a_drain_with_harm_at_every_moment(tmp_path: Path, blow: Blow, after: bool) -> None:
+    """A place that is held for ever, a VM that is moved twice, left stopped or left behind, because a drain changed hands."""
+    await every(tmp_path, blow, after, drained_life)
