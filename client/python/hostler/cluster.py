@@ -32,7 +32,7 @@ from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.api.type.v1.vm_pb2 import VM, Flavor
 from hostler.api.type.v1.volume_pb2 import Pool, Volume
 from hostler.connection import Api
-from hostler.errors import Reason, Violation, invalid
+from hostler.errors import HostlerError, Reason, Violation, invalid
 from hostler.machines import Machines, full, mutation, service_class_of, wanted_vm
 from hostler.operations import OperationHandle
 from hostler.settings import settings
@@ -229,6 +229,28 @@ class Cluster(Machines):
         """
         request = nodes_pb2.DrainNodeRequest(name=full("nodes", name), etag=etag, parallel=parallel, **mutation(request_id, validate_only))
         return await self._accepted(lambda stubs: stubs.nodes.DrainNode, request)
+
+    async def move_back(self, drain: str) -> list[tuple[str, OperationHandle | HostlerError]]:
+        """Ask for the return of every VM that the operation `drain` has moved away and that is still where it went: each with what was accepted,
+        or with why it was not. The moves are LOW, as the drain's were; the node must take VMs again.
+
+        Raises NotFound, and InvalidRequest if the operation is no drain.
+        """
+        operation = await self.get_operation(drain)
+        if not operation.HasField("drain"):
+            raise invalid(Violation("drain", f"{operation.name} is {operation.verb} and has moved nothing away"))
+        asked: list[tuple[str, OperationHandle | HostlerError]] = []
+        for entry in operation.drain.entries:
+            if entry.state != Operation.DrainMetadata.MOVED:
+                continue
+            name = entry.vm.removeprefix("vms/")
+            try:
+                vm = await self.get_vm(name)
+                if vm.node == entry.destination_node:
+                    asked.append((name, await self.migrate_vm(name, operation.target, priority="low", etag=vm.etag)))
+            except HostlerError as error:
+                asked.append((name, error))
+        return asked
 
     def watch_nodes(self) -> AsyncGenerator[NodeEvent]:
         """All nodes, a Bookmark, then every change of them and of their health; a lost replica shows as Resync. Close it when done."""

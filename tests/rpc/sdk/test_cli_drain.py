@@ -108,6 +108,24 @@ async def test_dry_run_then_drain_then_what_is_left(cli: Cli, sdk: Cluster, clus
     assert "1 VM is still on n2, which stays cordoned. pet: Volume own is in pool local of n2" in failed.err
 
 
+async def test_what_was_moved_away_comes_back(cli: Cli, sdk: Cluster) -> None:
+    """A host that stands empty after its service, or one that gets VMs it never had."""
+    for name in ("web-1", "web-2"):
+        await (await sdk.create_vm(name, vcpus=1, memory_mib=512, image="guest", pool="shared", node="n1")).wait()
+    handle = await sdk.drain_node("n1")
+    ended = await handle.wait()
+    went = {entry.vm: entry.destination_node for entry in ended.drain.entries}
+    other = next(node for node in ("nodes/n2", "nodes/n3") if node != went["vms/web-2"])
+    await (await sdk.migrate_vm("web-2", other)).wait()
+    wrong = await cli("node", "uncordon", "n2", "--move-back", ended.name)
+    assert wrong.status == 2, wrong.err
+    back = await cli("node", "uncordon", "n1", "--move-back", ended.name)
+    assert back.status == 0, back.err
+    (row,) = [line.split() for line in back.err.splitlines() if line.startswith("web-")]
+    await sdk.operation(row[1]).wait(CLI_S)
+    assert {(await sdk.get_vm(name)).node for name in ("web-1", "web-2")} == {"nodes/n1", other}
+
+
 async def test_a_drain_on_a_terminal(cli: Cli, sdk: Cluster, cluster: DevCluster) -> None:
     """A table that does not show what each VM does, or is left on the screen at the end."""
     slow = await made(sdk, "slow", memory_mib=2048)

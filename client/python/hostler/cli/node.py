@@ -6,7 +6,7 @@ import typer
 
 from hostler.cli import completion
 from hostler.cli.drain import drained, planned
-from hostler.cli.output import NODES, Format, say, short, show
+from hostler.cli.output import NODES, NONE, Format, say, short, show, table
 from hostler.cli.session import DryRun, Ending, Etag, Output, RequestId, Timeout, Wait, Watch, finish, follow, run, run_cluster, tell
 
 if TYPE_CHECKING:
@@ -76,13 +76,32 @@ def cordon(
 
 @app.command()
 def uncordon(
-    ctx: typer.Context, name: Name, etag: Etag = "", dry_run: DryRun = False, request_id: RequestId = "", output: Output = Format.TABLE
+    ctx: typer.Context,
+    name: Name,
+    move_back: Annotated[
+        str,
+        typer.Option(
+            metavar="OPERATION", help="A drain of this node: what it moved away comes back.", autocompletion=completion.operations
+        ),
+    ] = "",
+    etag: Etag = "",
+    dry_run: DryRun = False,
+    request_id: RequestId = "",
+    output: Output = Format.TABLE,
 ) -> None:
-    """Take new VMs again. Example: hostler node uncordon n1"""
+    """Take new VMs again. Examples: hostler node uncordon n1; hostler node uncordon n1 --move-back 3f2a...
+
+    With --move-back every VM that the drain moved away, and that is still where it went, is moved back: one operation each, which this does not wait
+    for. It fails if one of them is refused.
+    """
 
     async def work(cluster: "Cluster") -> None:
+        if move_back:
+            await _is_drain_of(cluster, move_back, name)
         node = await cluster.uncordon_node(name, etag=etag, validate_only=dry_run, request_id=request_id)
         say(show([node], NODES, output, one=True))
+        if move_back and not dry_run:
+            await _bring_back(cluster, move_back)
 
     run_cluster(ctx, work)
 
@@ -144,3 +163,27 @@ def drain(
             await finish(handle, Ending(wait, timeout, output), drained)
 
     run_cluster(ctx, work)
+
+
+async def _is_drain_of(cluster: "Cluster", operation: str, name: str) -> None:
+    """Before anything is changed."""
+    from hostler.errors import Violation, invalid
+
+    found = await cluster.get_operation(operation)
+    if found.verb != "DrainNode" or short(found.target) != short(name):
+        raise invalid(Violation("--move-back", f"{short(found.name)} is {found.verb} of {found.target}, no drain of {short(name)}"))
+
+
+async def _bring_back(cluster: "Cluster", operation: str) -> None:
+    """What was accepted and what was not, on stderr: stdout has the node."""
+    from hostler.errors import HostlerError
+
+    asked = await cluster.move_back(operation)
+    refused = [one for _, one in asked if isinstance(one, HostlerError)]
+    rows = [
+        (vm, "refused" if isinstance(one, HostlerError) else short(one.name), one.message if isinstance(one, HostlerError) else NONE)
+        for vm, one in asked
+    ]
+    say(table(("VM", "OPERATION", "REASON"), rows) if rows else "nothing is to be moved back", err=True)
+    if refused:
+        raise refused[0]
