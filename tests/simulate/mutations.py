@@ -64,8 +64,13 @@ def _gone_is_enough() -> AbstractContextManager[object]:
     return mock.patch.object(outgoing, "gone_copy", gone)
 
 
-def _any_arrival() -> AbstractContextManager[object]:
-    return mock.patch.object(incoming, "may_resume_arrival", return_value=True)
+def _any_owned_arrival() -> AbstractContextManager[object]:
+    """COMMITTED by that very operation is not asked for: that the node owns the VM, whatever the copy, is enough."""
+
+    def owns(owner: Wrapped, node_id: str, operation_id: str) -> bool:
+        return bool(owner.node_id == node_id)
+
+    return mock.patch.object(incoming, "may_resume_arrival", owns)
 
 
 def _no_read_before_resume() -> AbstractContextManager[object]:
@@ -121,7 +126,7 @@ MUTATIONS: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "no-inspection": _no_inspection,
     "failed-is-aborted": _failed_is_aborted,
     "gone-is-enough": _gone_is_enough,
-    "any-arrival": _any_arrival,
+    "any-owned-arrival": _any_owned_arrival,
     "no-read-before-resume": _no_read_before_resume,
     "no-epochs": _no_epochs,
     "commit-whatever": _commit_whatever,
