@@ -148,7 +148,7 @@ def _vms_of(state: ClusterState, node_id: str) -> list[Kept[VMRecord]]:
 def advance(state: ClusterState, operation_id: str, policy: Policy, by: By) -> Transaction | None:
     """The next thing to be done, if there is one: what follows from a move that has ended, a move that can begin, a VM that is new."""
     kept = in_phase(state, operation_id, MOVING)
-    if kept is None or kept.record.cancel_requested:
+    if kept is None or kept.record.cancel_requested or state.nodes[kept.record.target_id].record.state is not NodeState.CORDONED:
         return None
     entries = _drain(kept.record).entries
     moving = sum(entry.state is DrainState.MOVING for entry in entries)
@@ -255,12 +255,7 @@ def _settle(
         return None
     match done.verb:
         case Verb.STOP_VM if good:
-            stopped = replace(entry, stopped=True)
-            return (
-                _started(state, operation, index, stopped, policy, by)
-                if ending
-                else (replace(stopped, state=DrainState.PLANNED), Transaction())
-            )
+            return replace(entry, stopped=True, state=DrainState.PLANNED), Transaction()
         case Verb.STOP_VM:
             return _end(state, operation, replace(entry, fix=short(fix)), DrainState.FAILED, why)
         case Verb.START_VM if not good:
@@ -323,9 +318,10 @@ def release_places(state: ClusterState, operation_id: str, policy: Policy, by: B
         step: Step | None = None
         if entry.state is DrainState.MOVING:
             step = _settle(state, kept.record, index, entry, policy, by, ending=True)
+        elif held(state, operation_id, entry) is not None:
+            step = entry, _freed(state, kept.record, entry)
         elif entry.state is DrainState.PLANNED:
             step = _started(state, kept.record, index, entry, policy, by)
-            step = (step[0], step[1].and_then(_freed(state, kept.record, entry)) if step[0].state is DrainState.MOVING else step[1])
         if step is not None:
             return _write(kept, _told(_with(kept.record, index, step[0]), RELEASING, by)).and_then(step[1])
     return None

@@ -82,6 +82,7 @@ async def test_a_vm_of_a_node_that_lost_its_power_starts_on_another(client: Clie
     assert cluster.world.guest(vm.uid).executing == (after.node.removeprefix("nodes/"),)
     assert not list((cluster.directory / "state" / home / "vms").glob("*"))
     await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=f"nodes/{home}"), timeout=CALL_S)
+    await until(client, home, health=node_pb2.Node.READY)
     done = await client.wait(await client.migrate("web-1", to=home))
     assert done.state == SUCCEEDED, done.error.message
 

@@ -366,6 +366,21 @@ def test_what_is_off_and_has_not_begun_to_move_is_started_too(cluster: Drained) 
     assert cluster.state.vms["web"].record.owner.state is OwnerState.RUNNING
 
 
+def test_what_is_off_is_started_elsewhere_when_its_node_is_fenced(cluster: Drained) -> None:
+    """Limbo: the place that the drain holds is the one that the start wants."""
+    operation_id = restarting(cluster)
+    assert cluster.write(advance(cluster.state, operation_id, SPREAD, BY))
+    kept = cluster.state.nodes["n1"]
+    fenced = replace(kept.record, state=NodeState.FENCED)
+    assert cluster.write(Transaction({node_key("n1"): kept.revision}, {node_key("n1"): fenced}))
+    assert advance(cluster.state, operation_id, SPREAD, BY) is None
+    assert cluster.write(stop_drain(cluster.state, operation_id, GONE_WRONG, BY))
+    cluster.release(operation_id)
+    assert cluster.child(operation_id).verb is Verb.START_VM
+    assert [kind for _, kind in cluster.kinds()] == [ClaimKind.RUN]
+    assert cluster.state.vms["web"].record.owner.node_id != "n1"
+
+
 def test_a_drain_that_ends_tries_nothing_again(cluster: Drained) -> None:
     """A drain that was cancelled and begins another move."""
     operation_id = cluster.drain()
