@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scheduler.ports import Put
-from tests.sweep import run
+from tests.sweep import results
 from tests.sweep.cells import BY_NAME, LINKS, LOST_FINISH, LOST_FINISH_RUNS, RISKIEST, STEPS, Blow, Victim, all_cells, chosen, possible
 from tests.sweep.scheduler import name_of
 
@@ -37,10 +37,10 @@ def test_a_red_cell_is_played_again_and_a_green_one_is_not(tmp_path: Path) -> No
     """A sweep that begins anew each time, or that forgets what was red."""
     cells = chosen(everything=False)[:3]
     path = tmp_path / "results.jsonl"
-    rows = [run.Row(cells[0].name, "green"), run.Row(cells[1].name, "green"), run.Row(cells[1].name, "red", why="limbo")]
+    rows = [results.Row(cells[0].name, "green"), results.Row(cells[1].name, "green"), results.Row(cells[1].name, "red", why="limbo")]
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    assert run.todo(cells, run.results(path)) == [cells[1], cells[2]]
-    assert run.table(cells, run.results(path)) == 2
+    assert results.todo(cells, results.results(path)) == [cells[1], cells[2]]
+    assert results.table(cells, results.results(path)) == 2
 
 
 def test_transactions_are_named_by_what_they_write_of_a_migration() -> None:
