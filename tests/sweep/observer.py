@@ -45,6 +45,8 @@ ACTIVE_OF, ACTIVE_MIN = 4, 3
 TIMER_HZ = 15
 """A process executes when its vCPUs were given a CPU in 3 of the last 4 intervals, and as often as the guest's timer (18.2 a second, less what two
 samples may miss). A starting or loading copy is woken too: four times in half a second, or twenty times in one interval, and then not again."""
+TOGETHER = 2
+"""Intervals in a row in which two guests must have been woken to have executed at once."""
 BLIND_S = 1.0
 """A longer gap between two samples proves nothing about what was between them."""
 LOCKLESS_SAMPLES = 5
@@ -126,11 +128,19 @@ def breaches(samples: Sequence[Sample]) -> list[Breach]:
 
 
 def _two_running(samples: Sequence[Sample]) -> Iterator[Breach]:
+    """Both of them in each of the last two intervals: in one interval the source may have its last tick and the destination its first."""
+
     def what(index: int) -> str:
-        pids = executing(samples, index)
+        pids = frozenset(pid for pid in executing(samples, index) if _woken(samples[index - TOGETHER : index + 1], pid))
         return f"QEMU {sorted(pids)} execute at once" if len(pids) > 1 else ""
 
     yield from _beginnings("two running", samples, what)
+
+
+def _woken(samples: Sequence[Sample], pid: int) -> bool:
+    """Whether its vCPUs were given a CPU between every two of these samples."""
+    slices = [seen.slices for sample in samples for seen in sample.processes if seen.pid == pid]
+    return all(before < after for before, after in itertools.pairwise(slices))
 
 
 def _writers(samples: Sequence[Sample]) -> Iterator[Breach]:

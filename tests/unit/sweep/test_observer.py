@@ -42,6 +42,23 @@ def test_a_copy_that_is_started_or_loaded_does_not_execute(slices: list[int]) ->
     assert rules(samples) == set()
 
 
+def test_a_switchover_within_one_interval_is_not_two_running() -> None:
+    """The source's last ticks and the destination's first, with the wakes of its loading before: numbers of a real move."""
+    source = [1204, 1221, 1239, 1242, 1253, 1274, 1275, 1275, None, None, None]
+    destination = [None, 0, 4, 4, 4, 6, 8, 36, 66, 95, 112]
+    samples = [
+        _at(
+            index,
+            tuple(Seen(pid, host, False, slices) for pid, host, slices in ((10, "n1", one), (11, "n2", other)) if slices is not None),
+            index,
+            None,
+        )
+        for index, (one, other) in enumerate(zip(source, destination, strict=True))
+    ]
+    assert executing(samples, 7) == {10, 11}
+    assert rules(samples) == set()
+
+
 def test_two_running_copies_are_noticed() -> None:
     """A second copy that executes while the first one does."""
     samples = [replace(one, processes=(*one.processes, Seen(11, "n2", False, 3 * index))) for index, one in enumerate(running())]
