@@ -20,7 +20,7 @@ from hostler.server.notify import Notifier
 from hostler.server.server import RpcServer, build_server
 from hostler.server.startup import Shutdown
 from hostler.server.tasks import start
-from hostler.server.tls import ServerTls, TlsFiles
+from hostler.server.tls import ServerTls, TlsFiles, valid_until
 from nodeagent.access import ACCESS
 from nodeagent.adapters.grpc_peer import GrpcPeer
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
@@ -138,7 +138,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
             parts.facts,
             state,
             outgoing,
-            lambda: int((node.tls.material.valid_until - clock.now()).total_seconds()),
+            lambda: int((valid_until(node.tls.material) - clock.now()).total_seconds()),
         )
         agent_service = AgentService(node.node_id, vms, incoming, outgoing, checks, state, parts.volumes)
         serving.in_cluster(server.grpc_server, views, agent_service, PeerService(incoming, state), node.schedulers)

@@ -11,7 +11,6 @@ import contextvars
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -80,14 +79,11 @@ class Network:
         return self.cut.get(frozenset((a, b)), False)
 
 
-FOR_EVER = datetime.max.replace(tzinfo=UTC)
-
-
 class SimTls:
-    """What the composition roots ask of `ServerTls`: who this daemon is, and how long it can prove it."""
+    """What the composition roots ask of `ServerTls`: who this daemon is."""
 
     def __init__(self, principal: Principal) -> None:
-        self.material = SimpleNamespace(principal=principal, valid_until=FOR_EVER)
+        self.material = SimpleNamespace(principal=principal)
 
 
 class SimServer:

@@ -59,10 +59,10 @@ class TlsMaterial:
     ca_pem: bytes
     principal: Principal
 
-    @property
-    def valid_until(self) -> datetime:
-        """The end of our certificate, UTC."""
-        return x509.load_pem_x509_certificate(self.cert_pem).not_valid_after_utc
+
+def valid_until(material: TlsMaterial) -> datetime:
+    """The end of our certificate, UTC."""
+    return x509.load_pem_x509_certificate(material.cert_pem).not_valid_after_utc
 
 
 def load(files: TlsFiles, *, clock: Clock) -> TlsMaterial:
