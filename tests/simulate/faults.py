@@ -56,6 +56,7 @@ class Faults:
             (2, self._host_fenced),
             (6, self._process_dies),
             (12, self._migration_goes_wrong),
+            (8, self._moved_and_nobody_to_ask),
             (6, self._nodes_cut_off),
             (6, self._node_cut_off_from_replicas),
             (6, self._storm),
@@ -329,6 +330,22 @@ class Faults:
         for host in self._cluster.world.hosts.values():
             for job in host.jobs.values():
                 job.end_stall()
+
+    async def _moved_and_nobody_to_ask(self) -> None:
+        """Error but moved, at a source that reaches no replica: the hardest moment of a handoff, too rare by itself."""
+        cluster, node_id = self._cluster, self._node()
+        host = cluster.world.hosts[node_id]
+        for vm_uid in host.domains:
+            cluster.world.script_migration(vm_uid, MigrationFault.FINISH_REPLY_LOST)
+        for _ in range(200):
+            if host.jobs:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            return
+        await self._sleep(0.0, 0.6)
+        self._fell("error but moved, and nobody to ask", node_id)
+        await self._cut([frozenset((node_id, replica)) for replica in REPLICAS])
 
     async def _no_tunnel(self) -> None:
         node_id = self._node()

@@ -94,7 +94,11 @@ class _Life:
         network = Network(loop, Random(f"{seed} network"), checker.hit, checker.tell, broke=self._broke)
         if self._story:
             network.note = checker.note
-        times = SimTimes(call_s=random.choice((0.0, 0.0, 0.0, 0.004)), shutdown_s=random.choice((0.5, 2.0, 4.0)))
+        times = SimTimes(
+            call_s=random.choice((0.0, 0.0, 0.0, 0.004)),
+            shutdown_s=random.choice((0.5, 2.0, 4.0)),
+            reply_timeout_s=random.choice((1.0, 8.0)),
+        )
         world = CheckedWorld(loop, checker, times)
         store = SimStoreServer(loop, checker)
         lockless = random.random() < 0.25

@@ -88,6 +88,7 @@ FAULTS = (
     "migration STALLS",
     "migration FINISH_REPLY_LOST",
     "migration RESULT_LOST",
+    "error but moved, and nobody to ask",
     "link between nodes cut",
     "node cut off from every replica",
     "node cut off from one replica",
