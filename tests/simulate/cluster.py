@@ -10,7 +10,6 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from random import Random
 from typing import Any, cast
 from unittest import mock
@@ -51,7 +50,7 @@ from scheduler.ports import (
     Write,
 )
 from tests.simulate.check import Checker
-from tests.simulate.loop import BEGIN, LoopClock, VirtualLoop
+from tests.simulate.loop import LoopClock, VirtualLoop
 from tests.simulate.net import Network, SimChannel, SimServer, SimTls
 
 CLUSTER = "sim"
@@ -60,9 +59,6 @@ REPLICAS = ("s1", "s2")
 PORT = 7443
 HOST_CPU_MILLI, HOST_MEMORY_MIB, RESERVE_MIB = 6000, 3072, 512
 POOL_MIB = 100_000
-CERTIFICATE = timedelta(days=365)
-"""Valid for the whole run: nothing here renews one."""
-
 RESTART_S = 0.3
 """A service manager's pause before it starts a daemon that ended."""
 
@@ -507,7 +503,6 @@ def transports(network: Network, checker: Checker) -> Iterator[None]:
         mock.patch.object(scheduler_app, "build_server", server),
         mock.patch.object(agent_app, "build_server", server),
         mock.patch.object(agent_app, "_version", return_value="simulated"),
-        mock.patch.object(agent_app, "valid_until", return_value=BEGIN + CERTIFICATE),
         mock.patch.object(channels, "to_node", to_node),
         mock.patch.object(channels, "to_scheduler", to_scheduler),
         mock.patch.object(outgoing, "next_act", counted),
