@@ -1,8 +1,9 @@
 """What a copy would take if the guest went on as it does now: the policy of `precopy`, played in the head with a measured dirty rate and a bandwidth.
 
 It reckons as if all memory were in use and as if no page were dirtied twice in a pass: a bound, not an average. The dirty rate is
-QEMU's, who samples pages for a second: of a guest that wrote 128 MiB over and over it saw 126 MiB/s (emulation, QEMU 7.2), each page once. Two guesses are named as such in
-the answer: the dirty rate where the hypervisor cannot measure it, and the bandwidth where there is neither a limit nor an earlier copy.
+QEMU's, who samples pages for a second: of a guest that wrote 128 MiB over and over it saw 126 MiB/s (emulation, QEMU 7.2), each page once. Two
+guesses are named as such in the answer: the dirty rate where the hypervisor cannot measure it, and the bandwidth where there is neither a limit nor
+an earlier copy.
 """
 
 import math
