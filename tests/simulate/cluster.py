@@ -10,6 +10,7 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from random import Random
 from typing import Any, cast
 from unittest import mock
@@ -50,7 +51,7 @@ from scheduler.ports import (
     Write,
 )
 from tests.simulate.check import Checker
-from tests.simulate.loop import LoopClock, VirtualLoop
+from tests.simulate.loop import BEGIN, LoopClock, VirtualLoop
 from tests.simulate.net import Network, SimChannel, SimServer, SimTls
 
 CLUSTER = "sim"
@@ -59,6 +60,9 @@ REPLICAS = ("s1", "s2")
 PORT = 7443
 HOST_CPU_MILLI, HOST_MEMORY_MIB, RESERVE_MIB = 6000, 3072, 512
 POOL_MIB = 100_000
+CERTIFICATE = timedelta(days=365)
+"""Valid for the whole run: nothing here renews one."""
+
 RESTART_S = 0.3
 """A service manager's pause before it starts a daemon that ended."""
 
@@ -351,6 +355,10 @@ class CheckedWorld(SimWorld):
         self._checker.note(f"{process.node_id}: a copy of {process.vm_uid[:8]} executes")
         self._checker.executes(process)
 
+    def unscript(self) -> None:
+        """No migration goes wrong by itself any more."""
+        self._faults.clear()
+
     def take_migration_fault(self, vm_uid: str) -> MigrationFault | None:
         fault = super().take_migration_fault(vm_uid)
         if fault is not None:
@@ -503,6 +511,7 @@ def transports(network: Network, checker: Checker) -> Iterator[None]:
         mock.patch.object(scheduler_app, "build_server", server),
         mock.patch.object(agent_app, "build_server", server),
         mock.patch.object(agent_app, "_version", return_value="simulated"),
+        mock.patch.object(agent_app, "valid_until", return_value=BEGIN + CERTIFICATE),
         mock.patch.object(channels, "to_node", to_node),
         mock.patch.object(channels, "to_scheduler", to_scheduler),
         mock.patch.object(outgoing, "next_act", counted),

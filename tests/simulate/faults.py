@@ -90,6 +90,7 @@ class Faults:
         cluster, world = self._cluster, self._cluster.world
         cluster.network.cut.clear()
         cluster.network.weather = CALM
+        world.unscript()
         world.fabric.cut.clear()
         world.fabric.unopenable.clear()
         self._thaw_store()
