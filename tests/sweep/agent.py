@@ -24,12 +24,8 @@ from nodeagent.core import domain_xml
 from nodeagent.ports import Hypervisor, StateFiles, Tunnel, Volumes
 from nodeagent.settings import Settings
 from tests.sweep import lockless
-from tests.sweep.pause import Gated, Gates
+from tests.sweep.pause import HYPERVISOR, PEER, SCHEDULER, TUNNEL, Gated, Gates
 
-HYPERVISOR = ("migrate", "freeze", "locks", "kill", "resume", "destroy", "thaw", "abort_migration")
-TUNNEL = ("open_outgoing", "open_incoming", "close_outgoing", "close_incoming")
-SCHEDULER = ("commit_handoff",)
-PEER = ("note_committed",)
 HANDOFFS = ("incoming", "outgoing")
 
 

@@ -15,6 +15,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+HYPERVISOR = ("migrate", "freeze", "locks", "kill", "resume", "destroy", "thaw", "abort_migration")
+TUNNEL = ("open_outgoing", "open_incoming", "close_outgoing", "close_incoming")
+SCHEDULER = ("commit_handoff",)
+PEER = ("note_committed",)
+"""The calls of an agent's ports that have gates."""
+
 SOCKET = "gate.sock"
 LINE_BYTES = 256
 STAND_TIMEOUT_S = 30.0

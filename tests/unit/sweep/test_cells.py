@@ -7,6 +7,7 @@ from pathlib import Path
 from scheduler.ports import Put
 from tests.sweep import results
 from tests.sweep.cells import BY_NAME, LINKS, LOST_FINISH, LOST_FINISH_RUNS, RISKIEST, STEPS, Blow, Victim, all_cells, chosen, possible
+from tests.sweep.pause import HYPERVISOR, PEER, SCHEDULER, TUNNEL
 from tests.sweep.scheduler import name_of
 
 STATE = "/hostler/state/"
@@ -60,9 +61,7 @@ def test_transactions_are_named_by_what_they_write_of_a_migration() -> None:
 
 def test_every_gate_of_a_step_is_one_that_a_launcher_has() -> None:
     """A step whose gate nobody ever comes to."""
-    from tests.sweep import agent
-
-    calls = {f"{when} {name}" for when in ("before", "after") for name in (*agent.HYPERVISOR, *agent.TUNNEL, *agent.SCHEDULER, *agent.PEER)}
+    calls = {f"{when} {name}" for when in ("before", "after") for name in (*HYPERVISOR, *TUNNEL, *SCHEDULER, *PEER)}
     for step in BY_NAME.values():
         words = step.point.split()
         assert not step.point or step.point in calls or words[1] in ("save", "txn"), step.name
