@@ -208,6 +208,9 @@ async def _finish(run: Run, migration: Migration) -> None:
     except FailedPrecondition:
         await _lost(run, migration)
         return
+    if arrived.stage is Stage.ABORTED and arrived.copy is Copy.ABSENT:
+        await _lost(run, migration)  # the destination was fenced, and has laid down what it had before it was heard again
+        return
     if arrived.stage is not Stage.FINISHED:
         raise NodeUnreachable(f"{migration.destination_node_id}: the copy is {arrived.copy.value.lower()}")
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
