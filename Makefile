@@ -36,8 +36,8 @@ test: check lab-free ## check + one pass of the lab: real etcd, libvirt, QEMU; a
 test-all: check lab-free ## everything, the slow tests too
 	status=0; pytest -q -m "lab or etcd or slow" || status=$$?; deploy/lab_free.sh; exit $$status
 
-explore: setup ## search every state of a migration's handoff for a broken promise, with each guard in place and with each taken out; ARGS=--story tells how
-	$(PY) -m tests.explore $(ARGS)
+explore: setup ## search every state of a migration's handoff for a broken promise, with each guard in place and with each taken out; ARGS=--story tells how, ALL=1 adds the large slices
+	$(PY) -m tests.explore $(if $(ALL),--all) $(ARGS)
 
 sweep: setup lab-free ## as root: kill, freeze and cut everybody at the riskiest steps of a migration, on real hosts; < 20 minutes, resumes; SWEEP=all: at every step
 	status=0; PYTHONPATH=.:client/python:deploy/lab:deploy/demo $(PY) -m tests.sweep.run $(if $(filter all,$(SWEEP)),--all) $(ARGS) || status=$$?; deploy/lab_free.sh; exit $$status

@@ -35,6 +35,8 @@ class HostState:
         self._outgoing = _decoded(files.load(OUTGOING), Outgoing)
         self._vm_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ledger_lock = asyncio.Lock()
+        self.laying_down = False
+        """The cluster has said that this host was fenced, and has not heard since that nothing runs here: no VM is taken in or started."""
         self.more_charges: Callable[[], Iterable[Quantities]] = tuple
         """What is promised and no definition carries: a standalone host's volumes, and VMs that it has accepted and not defined yet."""
 

@@ -2,7 +2,13 @@
 
 A person has said that this host is off, and the cluster has gone on without it: its VMs may run elsewhere. So nothing is asked about a guest
 before it is ended; the owner record is read only for the definition that is left. Volumes are never touched here.
+
+A command that came before the word of the fence may be in the middle of a start, and the record may let it: so everything is ended once
+more under each VM's lock, and nothing new is taken in until the cluster has heard that this host is laid down.
 """
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -14,7 +20,7 @@ log = structlog.get_logger()
 
 
 class LayingDown:
-    """`lay_down` may be repeated; it returns once no domain of ours is left. Raises HypervisorUnavailable, AuthorityUnavailable: try again."""
+    """`laid_down` may be repeated; its body runs while no domain of ours is left. Raises HypervisorUnavailable, AuthorityUnavailable: try again."""
 
     def __init__(
         self, node_id: str, hypervisor: Hypervisor, authority: OwnerAuthority, state: HostState, incoming: IncomingHandoffs
@@ -25,7 +31,19 @@ class LayingDown:
         self._state = state
         self._incoming = incoming
 
-    async def lay_down(self) -> None:
+    @asynccontextmanager
+    async def laid_down(self) -> AsyncIterator[None]:
+        self._state.laying_down = True
+        try:
+            await self._lay_down()
+            yield
+            for vm_uid in list(self._state.definitions):
+                async with self._state.vm_lock(vm_uid):
+                    await self._forget_anothers(vm_uid)
+        finally:
+            self._state.laying_down = False
+
+    async def _lay_down(self) -> None:
         for domain in await self._hypervisor.domains():
             if domain.tag is not None:
                 log.warning("fenced: guest ended", vm_uid=domain.tag.vm_uid, epoch=domain.tag.epoch)
@@ -36,10 +54,16 @@ class LayingDown:
                 await self._let_go(vm_uid)
 
     async def _let_go(self, vm_uid: str) -> None:
-        """End its handoffs; keep its definition only if it is this host's VM still."""
+        """End its handoffs and what has come to be here since; keep its definition only if it is this host's VM still."""
         for handoff in [h for h in self._state.incoming.values() if h.vm_uid == vm_uid]:
             await self._incoming.close(handoff.operation_id)
+        await self._hypervisor.kill(vm_uid)
+        await self._hypervisor.destroy(vm_uid)
         await self._state.end_handoffs_of(vm_uid)
+        await self._forget_anothers(vm_uid)
+
+    async def _forget_anothers(self, vm_uid: str) -> None:
+        """Up to the registration its VMs may still be started elsewhere, so this is looked at again after it."""
         read = await self._authority.owner(vm_uid)
         if read is None or read.owner.node_id != self._node_id:
             await self._state.drop_definition(vm_uid)

@@ -5,7 +5,8 @@ does: every guest is ended first.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import structlog
@@ -38,7 +39,7 @@ class Link:
         inventory: Inventory,
         facts: HostFacts,
         observer: Observer,
-        lay_down: Callable[[], Awaitable[None]],
+        laid_down: Callable[[], AbstractAsyncContextManager[None]],
         clock: Clock,
     ) -> None:
         self._endpoint = endpoint
@@ -46,7 +47,7 @@ class Link:
         self._inventory = inventory
         self._facts = facts
         self._observer = observer
-        self._lay_down = lay_down
+        self._laid_down = laid_down
         self._clock = clock
         self.incarnation = ""
         self.registered = asyncio.Event()
@@ -66,9 +67,9 @@ class Link:
         registration = await self._link.register(boot_id, self._endpoint, sent)
         if registration.fenced:
             log.warning("this host was fenced: its guests are ended before it is heard again")
-            await self._lay_down()
-            sent = await self._inventory.collect()
-            registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
+            async with self._laid_down():
+                sent = await self._inventory.collect()
+                registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
         self.incarnation = registration.incarnation
         self.registered.set()
         log.info("registered", incarnation=self.incarnation)

@@ -118,6 +118,7 @@ class HostVMs:
 
     async def admit(self, definition: Definition) -> None:
         """Take the definition into the ledger, on disk before it counts; raises NoCapacity. A VM that is there already is not charged again."""
+        self._not_laying_down()
         async with self._state.ledger_lock:
             if definition.spec.vm_uid not in self._state.definitions:
                 short = misfit(await self.account(), definition.spec)
@@ -143,6 +144,7 @@ class HostVMs:
     async def start(self, command: Command) -> VMStatus:
         """Let the VM run under the command's epoch, if the owner record says so when the domain exists."""
         async with self._state.vm_lock(command.vm_uid):
+            self._not_laying_down()
             definition = await self._judge(command)
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is not None and not _is_copy_of(domain, command.epoch):
@@ -281,6 +283,14 @@ class HostVMs:
             case EpochVerdict.CURRENT:
                 pass
         return definition
+
+    def _not_laying_down(self) -> None:
+        if self._state.laying_down:
+            raise FailedPrecondition(
+                Reason.NODE_FENCED,
+                f"Node {self._node_id} was fenced and is ending its guests.",
+                f"It is back once that is done: `hostler node get {self._node_id}`.",
+            )
 
     async def _await_domain(self, vm_uid: str, until: Callable[[DomainView | None], bool], timeout_s: float) -> bool:
         """Wait for the domain to be so; False after the timeout."""

@@ -37,5 +37,13 @@ HOLDS: Mapping[str, Configuration] = {
     "lockless-message-late": Configuration(_LOCKLESS, Budget(messages=1)),
     "lockless-libvirt-fails": Configuration(_LOCKLESS, Budget(libvirt=1)),
     "lockless-process-dies": Configuration(_LOCKLESS, Budget(deaths=1)),
+    "power-lost-for-good": Configuration(Rules(), Budget(power=1, fences=1, starts=1, stays_off=1)),
+    "wrong-fence-start-in-hand": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=2, migrations=0)),
     "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, migrations=2)),
 }
+
+LARGE: Mapping[str, Configuration] = {
+    "power-lost": Configuration(Rules(), Budget(power=1, fences=1, starts=1)),
+    "wrong-fence": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=1)),
+}
+"""Exhausted in minutes rather than seconds: searched with ALL=1."""

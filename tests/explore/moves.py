@@ -6,18 +6,24 @@ Locks are believed when asked and stop nobody: the protocol alone has to keep th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from hostler.errors import HostlerError
-from hostler.model.copy import IN_DOUBT, Copy, Stage
+from hostler.errors import FailedPrecondition, HostlerError
+from hostler.model.copy import IN_DOUBT, Copy, HandoffReport, Stage
+from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from nodeagent.core.observed import Locks, Power
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence
 from scheduler.core.steps import ABORTING, COMMITTED, COPYING, DESTINATION_READY, RESERVED
+from tests.explore.changes import Move, arriving_lost, cuts, decides, gives, keeps, source_ends, spent, tells, waits
+from tests.explore.hosts import HostMoves
 from tests.explore.rules import Rules
 from tests.explore.world import (
+    ASKED_OF,
     DESTINATION,
+    MIGRATIONS,
     OPERATIONS,
+    SOURCE,
     Arriving,
     Ask,
     At,
@@ -31,20 +37,10 @@ from tests.explore.world import (
     Memory,
     Message,
     Phase,
-    Process,
     Store,
     Task,
     World,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One thing that happens, in a sentence. `fault`: it costs budget, and nobody may rely on it."""
-
-    says: str
-    world: World
-    fault: bool = False
 
 
 class Moves:
@@ -54,6 +50,7 @@ class Moves:
         self._rules = rules
         self._written: dict[tuple[Store, Store, Decision], Store | None] = {}
         self._wanted: dict[tuple[Store, Decision], bool] = {}
+        self._hosts = HostMoves(rules, self._write, self._wants)
 
     def __call__(self, world: World) -> Iterator[Move]:
         for move in self._all(world):
@@ -66,6 +63,7 @@ class Moves:
         yield from self._source(world)
         yield from self._destination(world)
         yield from self._hypervisor(world)
+        yield from self._hosts(world)
         yield from _faults(world)
 
     # ---- the store
@@ -92,8 +90,9 @@ class Moves:
 
     def _people(self, world: World) -> Iterator[Move]:
         budget = world.budget
-        begun = sum(world.store.operation(op) is not None for op in range(len(OPERATIONS)))
-        if budget.migrations and (after := self._write(world.store, ("migrate", begun, ""))) is not None:
+        begun = sum(world.store.operation(op) is not None for op in MIGRATIONS)
+        runs = world.store.owner.state is OwnerState.RUNNING and not world.colds  # nor what is off, nor what a StartVM made, is moved here
+        if budget.migrations and runs and (after := self._write(world.store, ("migrate", begun, ""))) is not None:
             spent = replace(budget, migrations=budget.migrations - 1)
             yield Move(f"migration {begun + 1} is accepted: the owner record says HANDOFF", replace(world, store=after, budget=spent))
         for op in range(begun):
@@ -112,14 +111,19 @@ class Moves:
             if after is not None:
                 yield Move(f"the driver's transaction `{driver.decision[0]}` is written", replace(world, store=after, driver=Driver()))
             else:
-                yield Move(f"the driver's transaction `{driver.decision[0]}` is refused", _decides(world, driver.op, driver.decision))
+                yield Move(f"the driver's transaction `{driver.decision[0]}` is refused", decides(world, driver.op, driver.decision))
         elif driver.decision is not None:
             if self._wants(world.store, driver.decision):
                 yield Move(f"the driver decides on `{driver.decision[0]}`", replace(world, driver=replace(driver, seen=world.store)))
             else:
                 yield Move(f"the driver sees that `{driver.decision[0]}` is out of date", replace(world, driver=Driver()))
         elif driver.asked is not None:
-            if world.budget.messages:
+            node = driver.node or ASKED_OF[driver.asked]
+            if world.store.fenced(node) or (self._rules.silence_is_proof and not world.agent_up(node)):
+                yield from self._gateway_answers(world, Message(driver.asked, driver.op, world.call, node=node))
+            elif node in world.off:
+                yield Move(f"{node} is off and does not answer the driver", replace(world, driver=Driver()))
+            elif world.budget.messages:
                 spent = replace(world.budget, messages=world.budget.messages - 1)
                 late = replace(world, driver=Driver(), call=world.call + 1, budget=spent)
                 yield Move(f"the driver waits for {driver.asked} no longer; the message is still on its way", late, fault=True)
@@ -133,6 +137,9 @@ class Moves:
             operation = world.store.operation(op)
             if operation is None or operation.done:
                 continue
+            if op not in MIGRATIONS:
+                yield from self._hosts.step(world, op, operation.phase)
+                continue
             committed = world.store.owner.state is OwnerState.COMMITTED
             match operation.phase:
                 case phase if phase == RESERVED and not operation.cancel_requested:
@@ -140,13 +147,13 @@ class Moves:
                 case phase if phase == DESTINATION_READY:
                     # A cancel is seen in the next phase; but entering it is refused to one that was cancelled.
                     name = "abort" if operation.cancel_requested and not self._wants(world.store, ("copying", op, "")) else "copying"
-                    yield Move(f"the driver is to enter `{name}`", _decides(world, op, (name, op, phase if name == "abort" else "")))
+                    yield Move(f"the driver is to enter `{name}`", decides(world, op, (name, op, phase if name == "abort" else "")))
                 case phase if phase == COPYING and committed:
-                    yield Move("the driver sees the commit", _decides(world, op, ("committed", op, "")))
+                    yield Move("the driver sees the commit", decides(world, op, ("committed", op, "")))
                 case phase if phase == COPYING and not operation.cancel_requested:
                     yield _asks(world, op, Ask.START)
                 case phase if phase in (RESERVED, COPYING):
-                    yield Move("the driver sees the cancel", _decides(world, op, ("abort", op, phase)))
+                    yield Move("the driver sees the cancel", decides(world, op, ("abort", op, phase)))
                 case phase if phase == COMMITTED:
                     yield _asks(world, op, Ask.FINISH_INCOMING)
                 case phase if phase == ABORTING:
@@ -157,16 +164,40 @@ class Moves:
         if operation is None or operation.phase != COPYING or operation.cancel_requested:
             yield Move("the driver sees that the operation has moved on", replace(world, driver=Driver()))
         elif world.store.owner.state is OwnerState.COMMITTED:
-            yield Move("the driver sees the commit", _decides(world, op, ("committed", op, "")))
+            yield Move("the driver sees the commit", decides(world, op, ("committed", op, "")))
         else:
             handoff = world.handoff(op)
-            if world.source is None:
-                yield Move("the source was silent for too long", _decides(world, op, ("abort", op, COPYING)))
+            if world.store.fenced(SOURCE):
+                report = self._rules.answers_for_fenced(world.store, SOURCE, Ask.FOLLOW)
+                if isinstance(report, HandoffReport) and report.copy is Copy.ABSENT:
+                    yield Move("the source is fenced: its copy is gone", decides(world, op, ("abort", op, COPYING)))
+            elif world.source is None:
+                yield Move("the source was silent for too long", decides(world, op, ("abort", op, COPYING)))
             elif handoff is not None and (handoff.stage is Stage.FAILED or self._shown(world, world.source, handoff) is Copy.ABSENT):
-                yield Move("the source reports that it failed", _decides(world, op, ("abort", op, COPYING)))
+                yield Move("the source reports that it failed", decides(world, op, ("abort", op, COPYING)))
             if world.budget.messages:
                 spent = replace(world.budget, messages=world.budget.messages - 1)
-                yield Move("the copy takes too long", replace(_decides(world, op, ("abort", op, COPYING)), budget=spent), fault=True)
+                yield Move("the copy takes too long", replace(decides(world, op, ("abort", op, COPYING)), budget=spent), fault=True)
+
+    def _gateway_answers(self, world: World, message: Message) -> Iterator[Move]:
+        """`engine.fenced_nodes`, asked for real; what the flow does with the answer."""
+        answer = self._rules.answers_for_fenced(world.store, message.node, message.ask)
+        says = f"the gateway answers {message.ask} for {message.node}, which is fenced"
+        match answer:
+            case HostlerError() if message.op not in MIGRATIONS:
+                yield Move(f"{says}: refused", self._hosts.refused(world, message))
+            case FailedPrecondition() if message.ask is Ask.FINISH_INCOMING:
+                yield Move(f"{says}: refused", _asks(world, message.op, Ask.INSPECT_INCOMING).world)
+            case HostlerError():
+                yield Move(f"{says}: refused", self._refused(world, message))
+            case VMStatus():
+                yield Move(f"{says}: off", self._hosts.stopped(world, message))
+            case HandoffReport() if message.ask is Ask.ABORT_INCOMING:
+                yield Move(f"{says}: nothing is there", _asks(world, message.op, Ask.ABORT_OUTGOING).world)
+            case HandoffReport() if message.ask is Ask.INSPECT_INCOMING:
+                yield Move(f"{says}: {answer.copy.value}", _answered(world, message, answer.copy is Copy.ABSENT, Ask.LOST_OUTGOING))
+            case HandoffReport():
+                yield Move(f"{says}: {answer.stage.value}, {answer.copy.value}", self._ended(world, message, answer.stage, answer.copy))
 
     # ---- messages
 
@@ -174,11 +205,13 @@ class Moves:
         for message in world.net:
             rest = replace(world, net=world.net - {message})
             match message.ask:
-                case Ask.PREPARE if world.destination and world.task is None:
+                case Ask.PREPARE if world.destination and world.task is None and world.starting_at(DESTINATION) is None:
                     yield self._prepare(rest, message)
-                case Ask.FINISH_INCOMING | Ask.NOTE_COMMITTED if world.destination and world.task is None:
+                case Ask.FINISH_INCOMING | Ask.NOTE_COMMITTED if (
+                    world.destination and world.task is None and world.starting_at(DESTINATION) is None
+                ):
                     yield self._resume_if_committed(rest, message)
-                case Ask.ABORT_INCOMING if world.destination and world.task is None:
+                case Ask.ABORT_INCOMING if world.destination and world.task is None and world.starting_at(DESTINATION) is None:
                     yield self._abort_incoming(rest, message)
                 case Ask.INSPECT_INCOMING if world.destination:
                     there = world.arriving is not None and world.arriving.op == message.op
@@ -211,7 +244,7 @@ class Moves:
         """The first try stays on its way; the source has repeated it, and was answered."""
         for move in self._messages(replace(world, net=frozenset({message}), budget=replace(world.budget, messages=0))):
             doubled = replace(move.world, net=move.world.net | world.net, budget=world.budget)
-            yield Move(f"{move.says} (sent twice)", _spent(doubled, "messages"), fault=True)
+            yield Move(f"{move.says} (sent twice)", spent(doubled, "messages"), fault=True)
 
     def _prepare(self, world: World, message: Message) -> Move:
         stage = world.stage_in(message.op)
@@ -219,7 +252,8 @@ class Moves:
         stale = world.destination_epoch > message.epoch
         leftover = world.arriving is not None and stage is None
         running = world.arriving is not None and world.arriving.power is Power.RUNNING
-        if stage not in (None, Stage.PREPARED) or stale or (leftover and (running or world.taken)):
+        laying = self._rules.laying_refuses and dict(world.laying).get(DESTINATION) is not None
+        if laying or stage not in (None, Stage.PREPARED) or stale or (leftover and (running or world.taken)):
             return Move(f"{says}: refused", self._refused(world, message))
         if stage is None:
             world = replace(
@@ -230,18 +264,18 @@ class Moves:
                 incoming=(*world.incoming, (message.op, Stage.PREPARED)),
             )
         world = replace(world, listening=world.listening | {message.op})
-        return Move(f"{says}: it is ready", _done(world, message, ("ready", message.op, "")))
+        return Move(f"{says}: it is ready", gives(world, message, ("ready", message.op, "")))
 
     def _resume_if_committed(self, world: World, message: Message) -> Move:
         says = f"the destination handles {message.ask} of migration {message.op + 1}"
         match world.stage_in(message.op):
             case None:
-                return Move(f"{says}: unknown", replace(world, driver=Driver()) if _waits(world, message) else world)
+                return Move(f"{says}: unknown", replace(world, driver=Driver()) if waits(world, message) else world)
             case Stage.PREPARED:
                 owner = world.store.owner
                 if self._rules.may_resume_arrival(owner, DESTINATION, OPERATIONS[message.op]):
                     return Move(f"{says}: it may resume", replace(world, task=Task(Doing.RESUME, message, owner.epoch)))
-                return Move(f"{says}: not committed to it", replace(world, driver=Driver()) if _waits(world, message) else world)
+                return Move(f"{says}: not committed to it", replace(world, driver=Driver()) if waits(world, message) else world)
             case stage:
                 return Move(
                     f"{says}: {stage.value.lower()} already", _answered(world, message, stage is Stage.FINISHED, Ask.FINISH_OUTGOING)
@@ -252,7 +286,7 @@ class Moves:
         match world.stage_in(message.op):
             case Stage.PREPARED:
                 if self._rules.may_resume_arrival(world.store.owner, DESTINATION, OPERATIONS[message.op]):
-                    return Move(f"{says}: refused, it was committed", replace(world, driver=Driver()) if _waits(world, message) else world)
+                    return Move(f"{says}: refused, it was committed", replace(world, driver=Driver()) if waits(world, message) else world)
                 return Move(f"{says}: it is to destroy its copy", replace(world, task=Task(Doing.CLOSE, message)))
             case stage:
                 if stage is None and self._rules.abort_remembered:
@@ -268,7 +302,7 @@ class Moves:
             handoff = Handoff(message.op, message.epoch, message.revision, Stage.PREPARED)
             memory = replace(source, drives=(*source.drives, Drive(message.op)))
             world = replace(world, handoffs=(*world.handoffs, handoff), source=memory)
-        if _waits(world, message):
+        if waits(world, message):
             world = replace(world, driver=Driver(message.op, follows=True))
         return Move(f"{says}: it has begun", world)
 
@@ -277,7 +311,7 @@ class Moves:
         says = f"the source answers {message.ask} of migration {message.op + 1}"
         if handoff is None:
             if message.ask is not Ask.ABORT_OUTGOING:
-                yield Move(f"{says}: unknown", replace(world, driver=Driver()) if _waits(world, message) else world)
+                yield Move(f"{says}: unknown", replace(world, driver=Driver()) if waits(world, message) else world)
                 return
             copy = Copy.ABSENT if world.process is None else Copy.RUNNING if world.process.power is Power.RUNNING else Copy.PAUSED
             yield Move(f"{says}: it knows of none, {copy.value}", self._ended(world, message, Stage.ABORTED, copy))
@@ -295,18 +329,18 @@ class Moves:
         wanted = Stage.ABORTED if message.ask is Ask.ABORT_OUTGOING else Stage.FINISHED
         doubt = message.ask is Ask.ABORT_OUTGOING and self._rules.doubt_asks_again and copy in IN_DOUBT
         if stage is not wanted or doubt:
-            return replace(world, driver=Driver()) if _waits(world, message) else world
+            return replace(world, driver=Driver()) if waits(world, message) else world
         name = {Ask.ABORT_OUTGOING: "finish abort", Ask.FINISH_OUTGOING: "finish", Ask.LOST_OUTGOING: "lost"}[message.ask]
-        return _done(world, message, (name, message.op, copy.value if name == "finish abort" else ""))
+        return gives(world, message, (name, message.op, copy.value if name == "finish abort" else ""))
 
     def _refused(self, world: World, message: Message) -> World:
         """`turn_back`."""
-        if not _waits(world, message):
+        if not waits(world, message):
             return world
         operation = world.store.operation(message.op)
         if operation is None or operation.phase in (COMMITTED, ABORTING):
             return replace(world, driver=Driver())
-        return _decides(world, message.op, ("abort", message.op, operation.phase))
+        return decides(world, message.op, ("abort", message.op, operation.phase))
 
     def _commit_answered(self, world: World, message: Message) -> World:
         """The source learns who won, if it still waits; of its own success it tells the peer."""
@@ -324,7 +358,8 @@ class Moves:
     def _source(self, world: World) -> Iterator[Move]:
         source = world.source
         if source is None:
-            yield Move("the source's agent is started again", _restarted(world))
+            if SOURCE not in world.off:
+                yield Move("the source's agent is started again", _restarted(world))
             return
         if source.events:
             yield Move(f"the source's agent hears {source.events[0]}", replace(world, source=_heard(source)))
@@ -349,7 +384,7 @@ class Moves:
             case At.TOP if source.switched and source.ending is Ending.UNTOLD:
                 yield from self._act(world, source, replace(drive, copy=Copy.SWITCHED), handoff)
             case At.TOP if drive.owner is not None:
-                copy = _standing(world.process)
+                copy = _standing(world)
                 if copy is None:
                     yield Move(
                         f"{who} finds no domain", _driven(world, replace(drive, at=At.GONE, told=source.ending, looked=drive.copying))
@@ -358,7 +393,7 @@ class Moves:
                     yield Move(f"{who} finds {copy.value}", _driven(world, replace(drive, at=At.LOOKED, copy=copy, looked=drive.copying)))
                 if world.budget.libvirt:
                     blind = _driven(world, replace(drive, at=At.LOOKED, copy=Copy.UNKNOWN, looked=drive.copying))
-                    yield Move(f"{who} gets no answer from libvirt", _spent(blind, "libvirt"), fault=True)
+                    yield Move(f"{who} gets no answer from libvirt", spent(blind, "libvirt"), fault=True)
             case At.GONE | At.LOOKED if self._rules.looks_whole and drive.looked is not drive.copying:
                 anew = replace(drive, at=At.TOP, copy=Copy.UNKNOWN, told=Ending.UNTOLD, looked=Copying.NOT_BEGUN)
                 yield Move(f"{who} looks again, the call has ended meanwhile", _driven(world, anew))
@@ -388,8 +423,8 @@ class Moves:
             case Act.BEGIN_COPY:
                 if world.budget.libvirt:
                     failed = _driven(world, replace(top, copying=Copying.FAILED))
-                    yield Move(f"{says}: the tunnel cannot be opened", _spent(failed, "libvirt"), fault=True)
-                begun = _kept(_driven(world, replace(top, copying=Copying.RUNNING)), replace(handoff, stage=Stage.COPYING, mark="0"))
+                    yield Move(f"{says}: the tunnel cannot be opened", spent(failed, "libvirt"), fault=True)
+                begun = keeps(_driven(world, replace(top, copying=Copying.RUNNING)), replace(handoff, stage=Stage.COPYING, mark="0"))
                 after = (
                     replace(begun, job=Job(drive.op, Phase.ASKED))
                     if world.job is None
@@ -405,27 +440,33 @@ class Moves:
                 sent = Message(Ask.COMMIT, drive.op, 0, handoff.epoch, handoff.revision)
                 after = _driven(world, replace(top, at=At.COMMITTING))
                 after = replace(after, net=after.net | {sent})
+            case Act.KILL if world.cold_at(SOURCE) is not None:
+                after = self._hosts.killed(idle, SOURCE)
             case Act.KILL:
-                after = idle if process is None else _source_ends(idle, Ending.OTHERWISE, died=False)
+                after = idle if process is None else source_ends(idle, Ending.OTHERWISE, died=False)
             case Act.FINISH:
                 after = replace(_driven(world, replace(top, at=At.ENDING)), source_epoch=0)
             case Act.STOP_COPY:
                 after = idle if world.job is None else replace(idle, job=replace(world.job, stopped=True))
             case Act.THAW:
                 after = replace(idle, process=None if process is None else replace(process, frozen=False))
+            case Act.RESUME if world.cold_at(SOURCE) is not None:
+                after = self._hosts.resumed(idle, SOURCE)
+            case Act.RESUME if self._rules.locks_bar and world.locked_against(SOURCE):
+                after = idle
             case Act.RESUME:
                 after = idle if process is None or world.job is not None else _resumed(idle)
             case Act.ABORTED:
                 after = _ended(world, drive, Stage.ABORTED)
             case Act.FAIL:
-                after = _kept(idle, replace(handoff, stage=Stage.FAILED))
+                after = keeps(idle, replace(handoff, stage=Stage.FAILED))
         yield Move(says, after)
 
     def _shown(self, world: World, source: Memory, handoff: Handoff) -> Copy:
         """`report`: what the source says of its copy."""
         if source.switched and source.ending is Ending.UNTOLD:
             return Copy.SWITCHED
-        copy = _standing(world.process)
+        copy = _standing(world)
         if copy is not None:
             return copy
         written = world.record if source.ending is Ending.UNTOLD and handoff.mark else Ending.UNTOLD
@@ -436,7 +477,8 @@ class Moves:
 
     def _destination(self, world: World) -> Iterator[Move]:
         if not world.destination:
-            yield Move("the destination's agent is started again", replace(world, destination=True))
+            if DESTINATION not in world.off:
+                yield Move("the destination's agent is started again", replace(world, destination=True))
             return
         task = world.task
         if task is None:
@@ -447,9 +489,11 @@ class Moves:
             case Doing.RESUME:
                 if mine is None or mine.power is Power.INCOMING:
                     lost = idle
-                    if _waits(world, task.message):
+                    if waits(world, task.message):
                         lost = _asks(replace(idle, driver=Driver()), op, Ask.INSPECT_INCOMING).world
                     yield Move("the destination has nothing to resume", lost)
+                elif self._rules.locks_bar and world.locked_against(DESTINATION):
+                    yield Move("the destination cannot resume its copy: another holds the disk's lock", _let_wait(idle, task.message))
                 else:
                     after = replace(world, task=replace(task, doing=Doing.KEEP_RESUMED), arriving=replace(mine, power=Power.RUNNING))
                     yield Move("the destination resumes its copy", after)
@@ -457,7 +501,7 @@ class Moves:
                 kept = replace(_staged(idle, op, Stage.FINISHED), destination_epoch=task.epoch, taken=True)
                 yield Move("the destination writes down that it runs", _answered(kept, task.message, True, Ask.FINISH_OUTGOING))
             case Doing.CLOSE:
-                cut = _cut(replace(world, task=replace(task, doing=Doing.DESTROY), listening=world.listening - {op}), op)
+                cut = cuts(replace(world, task=replace(task, doing=Doing.DESTROY), listening=world.listening - {op}), op)
                 yield Move("the destination closes the tunnel", cut)
             case Doing.DESTROY:
                 after = replace(world, task=replace(task, doing=Doing.KEEP_ABORTED))
@@ -486,11 +530,11 @@ class Moves:
             case Phase.COPYING:
                 if alive and runs and not job.stopped and process is not None:
                     after = replace(world, process=replace(process, power=Power.SWITCHED), job=replace(job, phase=Phase.SWITCHED))
-                    yield Move("QEMU: the source switches over", _tells(after, Event.SWITCHED))
+                    yield Move("QEMU: the source switches over", tells(after, Event.SWITCHED))
                 else:
                     yield Move(
                         "libvirt: the copying fails, the source runs on",
-                        _called(_arriving_lost(replace(world, job=None), job.op), Copying.FAILED),
+                        _called(arriving_lost(replace(world, job=None), job.op), Copying.FAILED),
                     )
             case Phase.SWITCHED:
                 if alive and process is not None and world.arriving is not None:
@@ -499,7 +543,7 @@ class Moves:
                     yield Move("QEMU: the copy has arrived", after)
                 else:
                     yield Move(
-                        "libvirt: the last step fails", replace(_arriving_lost(world, job.op), job=replace(job, phase=Phase.GOES_BACK))
+                        "libvirt: the last step fails", replace(arriving_lost(world, job.op), job=replace(job, phase=Phase.GOES_BACK))
                     )
             case Phase.ARRIVED:
                 if job.tunnel:
@@ -514,10 +558,10 @@ class Moves:
             case Phase.WRITTEN:
                 ended = replace(world, job=None)
                 if process is not None:
-                    ended = _tells(replace(ended, process=None), Event.MIGRATED)
+                    ended = tells(replace(ended, process=None), Event.MIGRATED)
                 yield Move("libvirt ends the source, the call returns", _called(ended, Copying.RETURNED))
                 if world.budget.libvirt:
-                    yield Move("libvirt ends the source, the call fails", _spent(_called(ended, Copying.FAILED), "libvirt"), fault=True)
+                    yield Move("libvirt ends the source, the call fails", spent(_called(ended, Copying.FAILED), "libvirt"), fault=True)
             case Phase.GOES_BACK if process is None or not process.frozen:
                 after = replace(world, job=None)
                 after = after if process is None else _resumed(after)
@@ -534,55 +578,57 @@ def _said(state: OwnerState, epoch: int) -> str:
 
 def _libvirt_faults(world: World, job: Job) -> Iterator[Move]:
     if job.phase is Phase.COPYING:
-        after = _called(_arriving_lost(replace(world, job=None), job.op), Copying.FAILED)
-        yield Move("libvirt: the copying breaks", _spent(after, "libvirt"), fault=True)
+        after = _called(arriving_lost(replace(world, job=None), job.op), Copying.FAILED)
+        yield Move("libvirt: the copying breaks", spent(after, "libvirt"), fault=True)
     if job.phase in (Phase.SWITCHED, Phase.ARRIVED):
-        lost = _arriving_lost(world, job.op) if job.phase is Phase.SWITCHED else world
-        after = _spent(replace(lost, job=replace(job, phase=Phase.GOES_BACK)), "libvirt")
+        lost = arriving_lost(world, job.op) if job.phase is Phase.SWITCHED else world
+        after = spent(replace(lost, job=replace(job, phase=Phase.GOES_BACK)), "libvirt")
         yield Move("libvirt: its last answer is lost, taken for a failure", after, fault=True)
     if job.phase is Phase.GOES_BACK and world.process is not None and not world.process.frozen:
         after = _called(replace(world, job=None), Copying.FAILED)
-        yield Move("libvirt: the call fails and the source stays switched over", _spent(after, "libvirt"), fault=True)
+        yield Move("libvirt: the call fails and the source stays switched over", spent(after, "libvirt"), fault=True)
     early = _called(world, Copying.FAILED)
     if early != world:
-        yield Move("libvirt: the call fails while its work goes on", _spent(early, "libvirt"), fault=True)
+        yield Move("libvirt: the call fails while its work goes on", spent(early, "libvirt"), fault=True)
 
 
 def _faults(world: World) -> Iterator[Move]:
     budget = world.budget
     if budget.agents and world.source is not None:
-        dead = replace(world, source=None)
+        dead = _agent_lost(replace(world, source=None), SOURCE)
         dead = dead if world.job is None else replace(dead, job=replace(world.job, tunnel=False))
-        yield Move("the source's agent is killed", _spent(dead, "agents"), fault=True)
+        yield Move("the source's agent is killed", spent(dead, "agents"), fault=True)
     if budget.agents and world.destination:
-        dead = replace(world, destination=False, task=None, listening=frozenset())
+        dead = _agent_lost(replace(world, destination=False, task=None, listening=frozenset()), DESTINATION)
         dead = dead if world.job is None else replace(dead, job=replace(world.job, tunnel=False))
-        if world.task is not None and _waits(world, world.task.message):
+        if world.task is not None and waits(world, world.task.message):
             dead = replace(dead, driver=Driver())
-        yield Move("the destination's agent is killed", _spent(dead, "agents"), fault=True)
+        yield Move("the destination's agent is killed", spent(dead, "agents"), fault=True)
     if budget.schedulers and world.driver is not None:
         late = world.net
         if world.driver.seen is not None and world.driver.decision is not None:
             late = late | {Message(Ask.STEP_WRITE, world.driver.op, decision=world.driver.decision, seen=world.driver.seen)}
         dead = replace(world, driver=None, net=late)
-        yield Move("the leading scheduler is killed; what it has sent is on its way", _spent(dead, "schedulers"), fault=True)
+        yield Move("the leading scheduler is killed; what it has sent is on its way", spent(dead, "schedulers"), fault=True)
     for op, stage in world.incoming:
         untrue = Message(Ask.NOTE_COMMITTED, op)
         if budget.messages and stage is Stage.PREPARED and untrue not in world.net:
             said = replace(world, net=world.net | {untrue})
-            yield Move(f"the destination is told that migration {op + 1} was committed", _spent(said, "messages"), fault=True)
+            yield Move(f"the destination is told that migration {op + 1} was committed", spent(said, "messages"), fault=True)
     if budget.deaths and world.process is not None:
-        dead = _source_ends(world, Ending.OTHERWISE, died=True)
-        yield Move("the source's process dies by itself", _spent(dead, "deaths"), fault=True)
+        dead = source_ends(world, Ending.OTHERWISE, died=True)
+        yield Move("the source's process dies by itself", spent(dead, "deaths"), fault=True)
     if budget.deaths and world.arriving is not None:
         dead = replace(world, arriving=None, died=world.died or world.arriving.power is Power.RUNNING)
-        yield Move("the destination's process dies by itself", _spent(dead, "deaths"), fault=True)
+        yield Move("the destination's process dies by itself", spent(dead, "deaths"), fault=True)
 
 
 def _aged(world: World) -> World:
     """A copy is stale once the source has executed after it was taken."""
     arriving, process = world.arriving, world.process
-    if arriving is None or arriving.stale or arriving.power is Power.INCOMING or process is None or not process.executes:
+    if arriving is None or arriving.stale or arriving.power is Power.INCOMING:
+        return world
+    if not (process is not None and process.executes) and not any(cold.runs for cold in world.colds):
         return world
     return replace(world, arriving=replace(arriving, stale=True))
 
@@ -590,27 +636,30 @@ def _aged(world: World) -> World:
 def _asks(world: World, op: int, ask: Ask) -> Move:
     vm = world.store.vm
     message = Message(ask, op, world.call, vm.record.owner.epoch, vm.revision if ask is Ask.START else 0)
-    asking = replace(world, driver=Driver(op, asked=ask), net=world.net | {message})
+    node = ASKED_OF[ask]
+    reaches = node not in world.off and not world.store.fenced(node)
+    asking = replace(world, driver=Driver(op, asked=ask), net=world.net | {message} if reaches else world.net)
     return Move(f"the driver sends {ask} of migration {op + 1}", asking)
 
 
-def _decides(world: World, op: int, decision: Decision) -> World:
-    return replace(world, driver=Driver(op, decision=decision))
+def _agent_lost(world: World, node: str) -> World:
+    """What it did for a VM's start, or for a fence, is lost with it; the driver that waits for it asks again."""
+    starting = world.starting_at(node)
+    lost = replace(world, laying=tuple(other for other in world.laying if other[0] != node))
+    if starting is None:
+        return lost
+    lost = replace(lost, starting=tuple(other for other in world.starting if other is not starting))
+    return _let_wait(lost, starting.message)
 
 
-def _waits(world: World, message: Message) -> bool:
-    """Whether the driver waits for the answer to this very message."""
-    driver = world.driver
-    return driver is not None and driver.asked is message.ask and driver.op == message.op and message.call == world.call
-
-
-def _done(world: World, message: Message, decision: Decision) -> World:
-    return _decides(world, message.op, decision) if _waits(world, message) else world
+def _let_wait(world: World, message: Message) -> World:
+    """The node could not: the driver, if it waits, asks again later."""
+    return replace(world, driver=Driver()) if waits(world, message) else world
 
 
 def _answered(world: World, message: Message, good: bool, follow_up: Ask) -> World:
     """The driver, if it waits, asks the other end; or asks anew if the answer was not good."""
-    if not _waits(world, message):
+    if not waits(world, message):
         return world
     return _asks(world, message.op, follow_up).world if good else replace(world, driver=Driver())
 
@@ -644,7 +693,11 @@ def _heard(source: Memory) -> Memory:
             return replace(source, events=rest, ending=Ending.OTHERWISE)
 
 
-def _standing(process: Process | None) -> Copy | None:
+def _standing(world: World) -> Copy | None:
+    cold = world.cold_at(SOURCE)
+    if cold is not None:
+        return Copy.RUNNING if cold.runs else Copy.PAUSED
+    process = world.process
     if process is None:
         return None
     return {Power.RUNNING: Copy.RUNNING, Power.SWITCHED: Copy.SWITCHED}.get(process.power, Copy.PAUSED)
@@ -653,6 +706,7 @@ def _standing(process: Process | None) -> Copy | None:
 def _locks(world: World) -> Locks:
     """Byte locks of both copies, as any host sees them."""
     held = (world.process is not None and world.process.can_write) or (world.arriving is not None and world.arriving.power is Power.RUNNING)
+    held = held or bool(world.colds)
     return Locks.HELD if held else Locks.FREE
 
 
@@ -663,31 +717,17 @@ def _driven(world: World, drive: Drive) -> World:
     return replace(world, source=replace(world.source, drives=drives))
 
 
-def _kept(world: World, handoff: Handoff) -> World:
-    return replace(world, handoffs=tuple(handoff if other.op == handoff.op else other for other in world.handoffs))
-
-
 def _ended(world: World, drive: Drive, stage: Stage) -> World:
     """The run is over: its tasks are cancelled, the tunnel is closed."""
     handoff = world.handoff(drive.op)
     if world.source is None or handoff is None:
         raise RuntimeError("an agent that is down ends nothing")
     drives = tuple(other for other in world.source.drives if other.op != drive.op)
-    return _cut(_kept(replace(world, source=replace(world.source, drives=drives)), replace(handoff, stage=stage)), drive.op)
-
-
-def _cut(world: World, op: int) -> World:
-    job = world.job
-    return world if job is None or job.op != op else replace(world, job=replace(job, tunnel=False))
+    return cuts(keeps(replace(world, source=replace(world.source, drives=drives)), replace(handoff, stage=stage)), drive.op)
 
 
 def _staged(world: World, op: int, stage: Stage) -> World:
     return replace(world, incoming=tuple((other, stage if other == op else was) for other, was in world.incoming))
-
-
-def _tells(world: World, event: Event) -> World:
-    source = world.source
-    return world if source is None else replace(world, source=replace(source, events=(*source.events, event)))
 
 
 def _called(world: World, copying: Copying) -> World:
@@ -702,18 +742,4 @@ def _called(world: World, copying: Copying) -> World:
 def _resumed(world: World) -> World:
     if world.process is None or world.process.power is Power.RUNNING:
         return world
-    return _tells(replace(world, process=replace(world.process, power=Power.RUNNING)), Event.RESUMED)
-
-
-def _source_ends(world: World, ending: Ending, *, died: bool) -> World:
-    record = world.record if world.record is not Ending.UNTOLD else ending
-    after = replace(world, process=None, record=record, died=world.died or died)
-    return _tells(after, Event.ENDED)
-
-
-def _arriving_lost(world: World, op: int) -> World:
-    return replace(world, arriving=None) if world.arriving is not None and world.arriving.op == op else world
-
-
-def _spent(world: World, what: str) -> World:
-    return replace(world, budget=replace(world.budget, **{what: getattr(world.budget, what) - 1}))
+    return tells(replace(world, process=replace(world.process, power=Power.RUNNING)), Event.RESUMED)

@@ -5,11 +5,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hostler.model.copy import Copy, Stage
+from hostler.model.journal import Request
+from hostler.model.node import NodeReport
 from hostler.model.owner import Owner, OwnerRead, OwnerState
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, next_act
-from scheduler.core.state import ClusterState
+from scheduler.core.accept import Accepted
+from scheduler.core.decide_fence import stop_vms
+from scheduler.core.decide_nodes import register
+from scheduler.core.decide_power import start_vm
+from scheduler.core.placement.policy import Policy
+from scheduler.core.records import NodeRecord, NodeState, VMRecord
+from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import commit_handoff
 from scheduler.core.transaction import Transaction
 from tests.explore.configurations import Configuration
@@ -86,11 +94,49 @@ def _gone_is_enough(handoff: Outgoing, told: Ending, written: Ending, copying: C
     return Copy.GONE_MIGRATED if handoff.stage is not Stage.PREPARED else Copy.ABSENT
 
 
-COMMIT_BY_OPERATION = Configuration(
-    Rules(commit_handoff=_commit_by_operation),
-    Budget(agents=1, migrations=2),
-    why="the operation alone is compared: redundant while nothing else changes the record during a handoff",
-)
+def _register_at_once(
+    state: ClusterState, report: NodeReport, boot_id: str, endpoint: str, laid_down: bool = False
+) -> tuple[NodeRecord, Transaction | None]:
+    """Whatever its agent has done before."""
+    return register(state, report, boot_id, endpoint, True)
+
+
+def _stop_whatever_is_there(state: ClusterState, operation_id: str) -> Transaction | None:
+    """As long as the operation is not done, fenced or not."""
+    node_id = state.operations[operation_id].record.target_id
+    kept = state.nodes[node_id]
+    fenced = Kept(replace(kept.record, state=NodeState.FENCED), kept.revision)
+    return stop_vms(replace(state, nodes={**state.nodes, node_id: fenced}), operation_id)
+
+
+def _same_epoch(state: ClusterState, request: Request, vm_id: str, etag: str, policy: Policy) -> Accepted:
+    """The new owner under the old epoch."""
+    accepted, before = start_vm(state, request, vm_id, etag, policy), state.vms[vm_id].record.owner.epoch
+    puts = {
+        key: replace(record, owner=replace(record.owner, epoch=before)) if isinstance(record, VMRecord) else record
+        for key, record in accepted.transaction.puts.items()
+    }
+    return replace(accepted, transaction=replace(accepted.transaction, puts=puts))
+
+
+REDUNDANT: Mapping[str, Configuration] = {
+    "commit-by-operation": Configuration(
+        Rules(commit_handoff=_commit_by_operation),
+        Budget(agents=1, migrations=2),
+        why="the operation alone is compared: redundant while nothing else changes the record during a handoff",
+    ),
+    "start-elsewhere-same-epoch": Configuration(
+        Rules(locks_bar=True, start_vm=_same_epoch),
+        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        why="a start elsewhere takes no epoch of its own: redundant, since the start takes one before anything executes",
+    ),
+    "start-reads-once": Configuration(
+        Rules(locks_bar=True, start_reads_again=False),
+        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        why="the record is not read again after the domain exists: redundant here, since a fenced host waits for a start in its agent's hands",
+    ),
+}
+"""Guards that nothing was found without, within these slices: no reason to drop them."""
 
 MUTATIONS: Mapping[str, Configuration] = {
     "commit-unguarded": Configuration(Rules(commit_handoff=_unguarded_commit), Budget(agents=1), "I7", "the store compares nothing"),
@@ -123,5 +169,53 @@ MUTATIONS: Mapping[str, Configuration] = {
         Budget(libvirt=1, cancels=1),
         "limbo",
         "the source judges a copy that it looked at before the call ended by the call's end: ABORTED with a guest left paused",
+    ),
+    "wrong-fence-lockless": Configuration(
+        Rules(lockless=True),
+        Budget(agents=1, wrong_fences=1, starts=1),
+        "I1",
+        "no guard is missing: what a person's wrong word does on storage without locks (docs/handoff.md)",
+    ),
+    "fence-no-laying-down": Configuration(
+        Rules(locks_bar=True, lays_down=False),
+        Budget(agents=1, wrong_fences=1),
+        "I7: the source executes, the owner record says STOPPED",
+        "a fenced host is heard with its guests alive",
+    ),
+    "fence-register-at-once": Configuration(
+        Rules(locks_bar=True, register=_register_at_once),
+        Budget(agents=1, wrong_fences=1),
+        "I7: the source executes, the owner record says STOPPED",
+        "a fenced node's registration is taken as it comes",
+    ),
+    "fence-start-in-hand": Configuration(
+        Rules(locks_bar=True, laying_ends_all=False),
+        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        "I7: what was started on n1",
+        "a start that was in the agent's hands is not waited for",
+    ),
+    "fence-start-taken-in": Configuration(
+        Rules(locks_bar=True, laying_refuses=False),
+        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        "I7: what was started on n1",
+        "a start that comes while the host is being laid down is begun",
+    ),
+    "fence-forgets-once": Configuration(
+        Rules(locks_bar=True, laying_forgets_last=False),
+        Budget(agents=1, wrong_fences=1, starts=1, migrations=0),
+        "limbo",
+        "what is started elsewhere just before its host is heard stays charged there",
+    ),
+    "fence-carried-on": Configuration(
+        Rules(locks_bar=True, stop_vms=_stop_whatever_is_there),
+        Budget(agents=1, wrong_fences=1, starts=1),
+        "I7",
+        "the fence of a node that is back goes on stopping its VMs",
+    ),
+    "gone-if-silent": Configuration(
+        Rules(silence_is_proof=True),
+        Budget(agents=1),
+        "I7: the source executes, the owner record says STOPPED",
+        "a node whose agent is gone is answered for as if it were fenced",
     ),
 }

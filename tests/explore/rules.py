@@ -1,21 +1,33 @@
 """The product's decision functions, as the moves call them; a mutation is the same set with one of them wrapped."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import cast
 
-from hostler.model.copy import GONE, Copy
-from hostler.model.owner import Owner, may_resume_arrival
+from hostler.errors import HostlerError
+from hostler.model.copy import GONE, Copy, HandoffReport
+from hostler.model.journal import Request
+from hostler.model.node import NodeReport, VMPower, VMStatus
+from hostler.model.owner import Owner, OwnerState, may_resume_arrival
+from hostler.model.quantities import CPU_MILLI, memory_key
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
+from scheduler.core.accept import Accepted
+from scheduler.core.decide_fence import fence_node, finish_fence, stop_vms
 from scheduler.core.decide_migration import migrate_vm
-from scheduler.core.decide_power import cancel
-from scheduler.core.placement.policy import SPREAD
-from scheduler.core.state import ClusterState
+from scheduler.core.decide_nodes import register, take_status
+from scheduler.core.decide_power import cancel, start_vm
+from scheduler.core.placement.policy import SPREAD, Policy
+from scheduler.core.records import NodeRecord, NodeState, Observed
+from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import (
     COMMITTED,
     COPYING,
     DESTINATION_READY,
     RESERVED,
+    ROLLBACK,
+    STARTING,
     By,
     abort_handoff,
     commit_handoff,
@@ -23,17 +35,72 @@ from scheduler.core.steps import (
     finish_abort,
     finish_lost,
     finish_migration,
+    finish_vm,
+    let_run,
 )
 from scheduler.core.transaction import Transaction
-from tests.explore.world import DESTINATION, OPERATIONS, REQUESTS, UID, VM, Decision
-from tests.unit.scheduler.core.kept import GONE_WRONG
+from scheduler.core.view import Health
+from scheduler.engine.fenced_nodes import FencedNodes
+from scheduler.engine.mirror import Mirror
+from scheduler.ports import Departure, NodeGateway, Order
+from tests.explore.world import DESTINATION, OPERATIONS, REQUESTS, SOURCE, UID, VM, Ask, Decision, Store
+from tests.unit.scheduler.core.kept import GONE_WRONG, NAS
 
 BY = By("s1@1", 7)
+REPORTS = {
+    node: NodeReport(node, {CPU_MILLI: 4000, memory_key(0): 4096}, {}, {}, {}, (NAS,), (), "TCG", "qemu", "1", "dac", 0, False, "")
+    for node in (SOURCE, DESTINATION)
+}
+"""As the nodes registered first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the gateway reads of the mirror."""
+
+    state: ClusterState
+
+
+@lru_cache(maxsize=4096)
+def _gateway_answer(store: Store, node_id: str, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
+    """The coroutine runs without a loop: for a fenced node it awaits nobody; were it to ask, there is nobody to be asked."""
+    nodes = store.state.nodes
+    fenced = {**nodes, node_id: Kept(replace(nodes[node_id].record, state=NodeState.FENCED), nodes[node_id].revision)}
+    gateway = FencedNodes(cast(NodeGateway, None), cast(Mirror, _Seen(replace(store.state, nodes=fenced))))
+    order, domain = Order("", UID), store.vm.record.domain
+    calls: dict[Ask, Coroutine[object, object, object]] = {
+        Ask.PREPARE: gateway.prepare_incoming(node_id, order, domain, SOURCE),
+        Ask.START: gateway.start_outgoing(node_id, order, Departure("", "", "", (), 0, 0)),
+        Ask.FOLLOW: gateway.inspect_handoff(node_id, order),
+        Ask.INSPECT_INCOMING: gateway.inspect_handoff(node_id, order),
+        Ask.FINISH_INCOMING: gateway.finish_incoming(node_id, order),
+        Ask.FINISH_OUTGOING: gateway.finish_outgoing(node_id, order),
+        Ask.LOST_OUTGOING: gateway.finish_outgoing(node_id, order),
+        Ask.ABORT_INCOMING: gateway.abort_incoming(node_id, order),
+        Ask.ABORT_OUTGOING: gateway.abort_outgoing(node_id, order),
+        Ask.DEFINE: gateway.define(node_id, order, domain),
+        Ask.START_VM: gateway.start(node_id, order),
+        Ask.STOP_VM: gateway.stop(node_id, order, 0),
+    }
+    try:
+        calls[ask].send(None)
+    except StopIteration as answered:
+        answer = answered.value
+        if not isinstance(answer, HandoffReport | VMStatus):
+            raise RuntimeError(f"{ask} was answered {answer!r}") from None
+        return answer
+    except HostlerError as refusal:
+        return refusal
+    finally:
+        for call in calls.values():
+            call.close()
+    raise RuntimeError(f"{ask} awaits a node that is off")
 
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """What decides, and two facts about the hosts. `lockless`: the disks have no locks to be asked. `arrives_paused`: libvirt's PAUSED flag.
+    """What decides, and facts about the hosts. `lockless`: the disks have no locks to be asked. `locks_bar`: their locks stop a second writer
+    too, on which nothing may rest but the promise about a wrong fence. `arrives_paused`: libvirt's PAUSED flag.
 
     Guards in the engines' own order, which the search mirrors; each was missing once, and found here:
     `doubt_asks_again`: an abort is finished only on a copy that lives or is gone; an answer in doubt is asked for again.
@@ -45,11 +112,31 @@ class Rules:
     gone_copy: Callable[[Outgoing, Ending, Ending, Copying], Copy] = gone_copy
     may_resume_arrival: Callable[[Owner, str, str], bool] = may_resume_arrival
     commit_handoff: Callable[[ClusterState, str, str, int], Transaction | None] = commit_handoff
+    start_vm: Callable[[ClusterState, Request, str, str, Policy], Accepted] = start_vm
+    register: Callable[[ClusterState, NodeReport, str, str, bool], tuple[NodeRecord, Transaction | None]] = register
+    stop_vms: Callable[[ClusterState, str], Transaction | None] = stop_vms
     lockless: bool = False
+    locks_bar: bool = False
     arrives_paused: bool = True
     doubt_asks_again: bool = True
     abort_remembered: bool = True
     looks_whole: bool = True
+    start_reads_again: bool = True
+    """An agent reads the owner record after the domain exists and before it executes."""
+    lays_down: bool = True
+    """A fenced host ends its guests before it is heard."""
+    silence_is_proof: bool = False
+    """A node whose agent is gone is answered for as if it were fenced."""
+    laying_refuses: bool = True
+    """While it does so it takes no VM in and starts none."""
+    laying_forgets_last: bool = True
+    """Once it is heard, and its VMs can be started elsewhere no more, it looks again what is not its own."""
+    laying_ends_all: bool = True
+    """It ends what is there once more under the VM's lock, after whatever start was in the agent's hands."""
+
+    def answers_for_fenced(self, store: Store, node_id: str, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
+        """What the scheduler's own gateway answers for a node that is fenced (or is taken for it)."""
+        return _gateway_answer(store, node_id, ask)
 
     def decide(self, state: ClusterState, decision: Decision) -> Transaction | None:
         """The transaction that a driver's step (or a person) wants now; None: it wants nothing any more."""
@@ -76,6 +163,29 @@ class Rules:
             case "finish":
                 migration = state.operations[operation_id].record.migration
                 return None if migration is None else finish_migration(state, operation_id, migration, BY)
+            case "fence":
+                silent = replace(state, health={**state.health, argument: Health.SILENT})
+                return fence_node(silent, REQUESTS[op], argument, "").transaction
+            case "stop its VMs":
+                return self.stop_vms(state, operation_id)
+            case "finish fence":
+                return finish_fence(state, operation_id, BY)
+            case "start":
+                return self.start_vm(state, REQUESTS[op], VM, "", SPREAD).transaction
+            case "starting":
+                return enter_phase(state, operation_id, "ACCEPTED", STARTING, "", BY, lambda vm: let_run(vm, operation_id))
+            case "started":
+                return finish_vm(state, operation_id, STARTING, Observed.RUNNING, OwnerState.RUNNING, BY)
+            case "roll back":
+                return enter_phase(state, operation_id, STARTING, ROLLBACK, "", BY, change_error=GONE_WRONG)
+            case "start failed":
+                return finish_vm(state, operation_id, argument, Observed.STOPPED, OwnerState.STOPPED, BY, error=GONE_WRONG)
+            case "registers" | "registers, laid down":
+                return self.register(state, REPORTS[argument], "boot-2", f"{argument}:7500", name != "registers")[1]
+            case "is off":
+                node, epoch, revision = argument.split("/")
+                status = VMStatus(UID, int(epoch), True, VMPower.OFF)
+                return take_status(state, node, status) if state.vms[VM].revision == int(revision) else None
             case "commit":
                 return self.commit_handoff(state, UID, operation_id, int(argument))
         raise ValueError(f"no decision {name}")

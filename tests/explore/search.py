@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from hostler.model.owner import OwnerState
+from hostler.model.owner import OwnerState, may_run
 from nodeagent.core.observed import Power
 from tests.explore.moves import Moves
 from tests.explore.rules import Rules
@@ -74,22 +74,31 @@ def _cannot_end(worlds: list[World], before: list[list[int]]) -> int | None:
 
 
 def broken(world: World, epoch: int) -> str:
-    """The promise that this state breaks, or "". `epoch` is the source's, the destination's copy is of the next."""
+    """The promise that this state breaks, or "". `epoch` is the source's, the destination's copy is of the next. What runs on a node that was
+    fenced all the same is promised nothing by the record: two that execute, or write, are still a violation."""
     owner, process, arriving = world.store.owner, world.process, world.arriving
     source_runs = process is not None and process.executes
     copy_runs = arriving is not None and arriving.power is Power.RUNNING
-    if source_runs and copy_runs:
+    started = [cold for cold in world.colds if cold.runs]
+    if source_runs + copy_runs + len(started) > 1:
         return "I1: two copies execute"
-    if copy_runs and process is not None and process.can_write:
+    if (copy_runs or started) and process is not None and process.can_write:
         return "I2: two processes can write the disk"
     if copy_runs and arriving is not None and arriving.stale:
         return "I8: stale memory was resumed"
+    if world.wronged:
+        return f"the owner's guest: {world.wronged}"
     may_source = owner.node_id == SOURCE and owner.epoch == epoch and owner.state in (OwnerState.RUNNING, OwnerState.HANDOFF)
-    if source_runs and not may_source:
+    if source_runs and not may_source and not world.store.fenced(SOURCE):
         return f"I7: the source executes, the owner record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
     may_copy = owner.node_id == DESTINATION and owner.epoch == epoch + 1 and owner.state in (OwnerState.COMMITTED, OwnerState.RUNNING)
-    if copy_runs and not may_copy:
+    if copy_runs and not may_copy and not world.store.fenced(DESTINATION):
         return f"I7: the copy executes, the owner record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
+    for cold in started:
+        if not may_run(owner, cold.node, cold.epoch) and not world.store.fenced(cold.node):
+            return (
+                f"I7: what was started on {cold.node} executes, the record says {owner.state.value} of {owner.node_id}, epoch {owner.epoch}"
+            )
     return ""
 
 
@@ -102,17 +111,19 @@ def ended_well(world: World) -> bool:
         return False
     owner = store.owner
     claims = {node_id for node_id, vm_id in store.state.claims if vm_id == VM}
-    defined = {node for node, epoch in ((SOURCE, world.source_epoch), (DESTINATION, world.destination_epoch)) if epoch}
-    if claims != {owner.node_id} or defined != claims:
+    heard = {node for node in (SOURCE, DESTINATION) if node not in world.off and not (store.fenced(node) or node in world.unheard)}
+    defined = {node for node in heard if world.defined_under(node)}
+    if world.starting or world.laying or claims != {owner.node_id} or defined != claims & heard:
         return False
-    there, away = (world.process, world.arriving) if owner.node_id == SOURCE else (world.arriving, world.process)
-    if away is not None:
-        return False
+    copies: dict[str, bool] = {}
+    if world.process is not None:
+        copies[SOURCE] = world.process.executes
+    if world.arriving is not None:
+        copies[DESTINATION] = world.arriving.power is Power.RUNNING
+    for cold in world.colds:
+        copies[cold.node] = cold.runs
     if owner.state is OwnerState.STOPPED:
-        return there is None and bool(store.vm.record.reason)
-    runs = (
-        world.process.executes
-        if there is world.process and world.process is not None
-        else there is not None and there.power is Power.RUNNING
-    )
-    return owner.state is OwnerState.RUNNING and (runs or (there is None and world.died))
+        return not copies and bool(store.vm.record.reason or world.budget.migrations == 0)
+    if owner.state is not OwnerState.RUNNING or set(copies) - {owner.node_id}:
+        return False
+    return copies.get(owner.node_id, world.died)

@@ -3,11 +3,20 @@
 import pytest
 
 from tests.explore.configurations import HOLDS, Configuration
-from tests.explore.mutations import COMMIT_BY_OPERATION, MUTATIONS
+from tests.explore.mutations import MUTATIONS, REDUNDANT
 from tests.explore.search import Found, explore
 
 QUICK = ("no-fault", "lockless-libvirt-fails")
-QUICK_MUTATIONS = ("no-freeze", "no-inspection", "any-arrival", "no-paused-arrival", "no-epoch-nor-state")
+QUICK_MUTATIONS = (
+    "no-freeze",
+    "no-inspection",
+    "any-arrival",
+    "no-paused-arrival",
+    "no-epoch-nor-state",
+    "fence-no-laying-down",
+    "fence-register-at-once",
+    "gone-if-silent",
+)
 
 
 def _told(found: Found) -> str:
@@ -40,8 +49,9 @@ def test_a_missing_guard_is_noticed(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_commit_that_compares_the_operation_alone_is_safe_here() -> None:
-    found = explore(COMMIT_BY_OPERATION.rules, COMMIT_BY_OPERATION.budget)
+@pytest.mark.parametrize("name", REDUNDANT)
+def test_a_redundant_guard_is_redundant_still(name: str) -> None:
+    found = explore(REDUNDANT[name].rules, REDUNDANT[name].budget)
     assert not found.violation, _told(found)
 
 

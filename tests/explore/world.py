@@ -17,6 +17,7 @@ from hostler.model.owner import Owner, OwnerRead
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.observed import Locks, Power
 from nodeagent.core.outgoing import Copying, Ending
+from scheduler.core.decide_fence import is_fenced
 from scheduler.core.records import OperationRecord, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
@@ -27,8 +28,11 @@ from tests.unit.scheduler.core.kept import Cluster, asked
 
 SOURCE, DESTINATION = "n1", "n2"
 VM, UID = "web", "uid-web"
-REQUESTS = (asked("migrate 1"), asked("migrate 2"))
-"""The migrations that may be asked for, one after the other. Everything below names them by their place here."""
+REQUESTS = (asked("migrate 1"), asked("migrate 2"), asked("fence n1"), asked("fence n2"), asked("start 1"), asked("start 2"))
+"""What may be asked for. Everything below names it by its place here."""
+
+MIGRATIONS, FENCES, STARTS = range(2), range(2, 4), range(4, 6)
+"""Their places: migrations and starts in the order in which they are asked for, fences by node."""
 
 OPERATIONS = tuple(request.operation_id for request in REQUESTS)
 HEALTH = {SOURCE: Health.READY, DESTINATION: Health.READY}
@@ -64,6 +68,9 @@ class Store:
     @property
     def owner(self) -> Owner:
         return self.vm.record.owner
+
+    def fenced(self, node_id: str) -> bool:
+        return is_fenced(self.state, node_id)
 
     def read_owner(self) -> OwnerRead:
         """As GetOwner answers. `read_revision` decides nothing and is left out, so that equal records are equal reads."""
@@ -256,10 +263,29 @@ class Ask(StrEnum):
     LOST_OUTGOING = "FinishOutgoing of a lost copy"
     ABORT_INCOMING = "AbortIncoming"
     ABORT_OUTGOING = "AbortOutgoing"
+    FOLLOW = "InspectHandoff while it copies"
+    DEFINE = "DefineVM"
+    START_VM = "StartVM"
+    STOP_VM = "StopVM"
+    REPORT = "the answer of an owner that was asked whether its VM is off"
     NOTE_COMMITTED = "NoteCommitted"
     COMMIT = "CommitHandoff"
     COMMIT_WRITE = "the commit's transaction"
     STEP_WRITE = "a step's transaction"
+
+
+ASKED_OF = {
+    Ask.PREPARE: DESTINATION,
+    Ask.FINISH_INCOMING: DESTINATION,
+    Ask.INSPECT_INCOMING: DESTINATION,
+    Ask.ABORT_INCOMING: DESTINATION,
+    Ask.START: SOURCE,
+    Ask.FOLLOW: SOURCE,
+    Ask.FINISH_OUTGOING: SOURCE,
+    Ask.LOST_OUTGOING: SOURCE,
+    Ask.ABORT_OUTGOING: SOURCE,
+}
+"""Whom the driver of a migration asks."""
 
 
 Decision = tuple[str, int, str]
@@ -277,6 +303,8 @@ class Message:
     revision: int = 0
     decision: Decision = ("", 0, "")
     seen: Store | None = None
+    node: str = ""
+    """The addressee, where the question does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +325,39 @@ class Driver:
     follows: bool = False
     decision: Decision | None = None
     seen: Store | None = None
+    node: str = ""
+    """Who was asked, where the question does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """A copy that a StartVM made: paused, or running."""
+
+    node: str
+    epoch: int
+    runs: bool = False
+
+
+class Step(StrEnum):
+    """Where an agent's start of a VM is; and what a fenced host does before it is heard."""
+
+    CREATE = "CREATE"
+    READ = "READ"
+    RESUME = "RESUME"
+    REFUSE = "REFUSE"
+    KILL = "KILL"
+    LET_GO = "LET_GO"
+    REGISTER = "REGISTER"
+    FORGET = "FORGET"
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A StartVM in an agent's hands, under the VM's lock."""
+
+    node: str
+    step: Step
+    message: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +371,15 @@ class Budget:
     deaths: int = 0
     cancels: int = 0
     migrations: int = 1
+    power: int = 0
+    """Hosts that may lose their power."""
+    fences: int = 0
+    """Nodes that a person may fence: rightly, while they are off or their agent has not been heard since."""
+    wrong_fences: int = 0
+    """Nodes that a person may fence while their agent alone is gone."""
+    starts: int = 0
+    stays_off: int = 0
+    """1: a host that lost its power does not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +411,41 @@ class World:
     arriving: Arriving | None = None
     died: bool = False
     """A copy ended by itself."""
+    off: frozenset[str] = frozenset()
+    """Nodes without power."""
+    unheard: frozenset[str] = frozenset()
+    """Nodes that have power again, and have not registered since."""
+    colds: tuple[Cold, ...] = ()
+    """At most one on a node."""
+    starting: tuple[Starting, ...] = ()
+    laying: tuple[tuple[str, Step], ...] = ()
+    """Nodes whose agent is laying down what it has."""
+    wronged: str = ""
+    """A guest that its record let run, and that Hostler ended all the same: by whom."""
+
+    def cold_at(self, node: str) -> Cold | None:
+        return next((cold for cold in self.colds if cold.node == node), None)
+
+    def without_cold(self, node: str) -> tuple[Cold, ...]:
+        return tuple(cold for cold in self.colds if cold.node != node)
+
+    def starting_at(self, node: str) -> Starting | None:
+        return next((starting for starting in self.starting if starting.node == node), None)
+
+    def agent_up(self, node: str) -> bool:
+        return self.source is not None if node == SOURCE else self.destination
+
+    def defined_under(self, node: str) -> int:
+        """The epoch of the node's definition; 0: it has none."""
+        return self.source_epoch if node == SOURCE else self.destination_epoch
+
+    def locked_against(self, node: str) -> bool:
+        """Whether a copy on another node holds the disk's lock."""
+        if self.without_cold(node):
+            return True
+        if node == SOURCE:
+            return self.arriving is not None and self.arriving.power is Power.RUNNING
+        return self.process is not None and self.process.can_write
 
     def handoff(self, op: int) -> Handoff | None:
         return next((handoff for handoff in self.handoffs if handoff.op == op), None)
@@ -350,12 +455,16 @@ class World:
 
 
 def begin(budget: Budget) -> World:
-    """One VM that runs on the first of two nodes, its disk in a pool that both have."""
+    """One VM that runs on the first of two nodes (or is off there, if no migration may be asked for), its disk in a pool that both have."""
     cluster = Cluster()
     cluster.node(SOURCE)
-    cluster.running(VM)
+    if budget.migrations:
+        cluster.running(VM)
+    else:
+        cluster.off(VM)
     cluster.node(DESTINATION)
     for operation_id in list(cluster.state.operations):
         del cluster.state.operations[operation_id]  # its creation is over, and retention has taken it
     store = Store.of(cluster.state)
-    return World(store, budget, source_epoch=store.owner.epoch)
+    process = Process() if budget.migrations else None
+    return World(store, budget, source_epoch=max(store.owner.epoch, 1), process=process)

@@ -1,6 +1,7 @@
 """A node that does not come back: what waits for it ends on a person's proof alone, and it does no harm when it does come back."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 
 import grpc.aio
@@ -10,7 +11,15 @@ from client import CALL_S, Client
 from devcluster.cluster import DevCluster
 from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+from hostler.model.domain import DomainSpec
+from hostler.model.node import NodeReport
+from nodeagent.adapters.grpc_scheduler import GrpcScheduler
+from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_migration import MigrationFault
+from nodeagent.core.observed import CopyTag, DomainView
+from nodeagent.engine.host_state import HostState
+from nodeagent.engine.link import Link
+from nodeagent.ports import Registration
 from scheduler.engine import liveness
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
@@ -157,4 +166,77 @@ async def test_a_vm_on_a_fenced_node_can_be_deleted_and_its_disk_goes_when_the_n
             await asyncio.sleep(LOOK_S)
     async with asyncio.timeout(TIMEOUT_S):
         while cluster.store.keyspace().list("/hostler/state/owed/", 0):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
+
+
+async def test_a_start_in_the_hands_of_a_fenced_agent_runs_nothing_once_it_is_heard(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that runs on, and perhaps twice, on a node that has said that it runs nothing: the start was in its agent's hands all the while."""
+    vm = await client.made("web-1")
+    await client.wait(await client.vms.StopVM(vms_pb2.StopVMRequest(name=vm.name, force=True), timeout=CALL_S))
+    home = vm.node.removeprefix("nodes/")
+    port, create, session, lock = cluster.agents[home].port, SimHypervisor.create_paused, Link._session, HostState.vm_lock
+    creating, may_create, may_register, waits_for_the_start = (asyncio.Event() for _ in range(4))
+
+    async def slow(self: SimHypervisor, spec: DomainSpec, tag: CopyTag, paths: Mapping[str, str]) -> DomainView:
+        creating.set()
+        await may_create.wait()
+        return await create(self, spec, tag, paths)
+
+    async def later(self: Link) -> None:
+        await may_register.wait()
+        await session(self)
+
+    def asked_for(self: HostState, vm_uid: str) -> asyncio.Lock:
+        if may_register.is_set():
+            waits_for_the_start.set()
+        return lock(self, vm_uid)
+
+    monkeypatch.setattr(SimHypervisor, "create_paused", slow)
+    monkeypatch.setattr(Link, "_session", later)
+    starting = await client.vms.StartVM(vms_pb2.StartVMRequest(name=vm.name), timeout=CALL_S)
+    await asyncio.wait_for(creating.wait(), TIMEOUT_S)
+    await cluster.agents[home].kill()
+    await until(client, home, health=node_pb2.Node.SILENT)
+    creating.clear()
+    await cluster.start_agent(home, port)
+    await asyncio.wait_for(creating.wait(), TIMEOUT_S)
+    fencing = await fence(client, home)
+    monkeypatch.setattr(HostState, "vm_lock", asked_for)
+    may_register.set()
+    await asyncio.wait_for(waits_for_the_start.wait(), TIMEOUT_S)
+    may_create.set()
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    await client.wait(fencing)
+    await client.wait(starting)
+    assert cluster.world.guest(vm.uid).executing == ()
+    assert (await client.vm("web-1")).state in (vm_pb2.VM.STOPPED, vm_pb2.VM.CRASHED)
+
+
+async def test_a_vm_that_is_started_elsewhere_just_before_its_node_is_heard_is_forgotten_there(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is charged for ever for a VM of another: it looked whose it was before it was heard, and not after."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = await power_off(client, cluster, home)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    laid, may_register, register = asyncio.Event(), asyncio.Event(), GrpcScheduler.register
+
+    async def later(self: GrpcScheduler, boot_id: str, endpoint: str, report: NodeReport, *, laid_down: bool = False) -> Registration:
+        if laid_down:
+            laid.set()
+            await may_register.wait()
+        return await register(self, boot_id, endpoint, report, laid_down=laid_down)
+
+    monkeypatch.setattr(GrpcScheduler, "register", later)
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    await asyncio.wait_for(laid.wait(), TIMEOUT_S)
+    assert (await start(client, "web-1")).state == SUCCEEDED
+    may_register.set()
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    async with asyncio.timeout(TIMEOUT_S):
+        while list((cluster.directory / "state" / home / "vms").glob("*")):  # noqa: ASYNC110 a file has no event
             await asyncio.sleep(LOOK_S)
