@@ -1,6 +1,7 @@
 """What a host tells the cluster and how often: its report when it changed, and again now and then."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import cast
 
 from hostler.model.node import NodeReport
@@ -46,16 +47,12 @@ class Beats:
             await self._more.wait()
 
 
-async def nobody() -> None:
-    """There is no guest to lay down."""
-
-
 async def test_an_unchanged_report_is_repeated_now_and_then() -> None:
     """A word about a VM that the cluster did not take, because an operation had it in hand, is never said again."""
     clock, beats, same = ManualClock(), Beats(), Unchanging()
     observer = Observer(cast("object", None))  # type: ignore[arg-type]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        link = Link("n1:1", beats, cast("Inventory", same), same, observer, nobody, clock)
+        link = Link("n1:1", beats, cast("Inventory", same), same, observer, nullcontext, clock)
         running = group.create_task(link.run(), name="link")
         await beats.beaten(5)
         assert set(beats.beats) == {None}
