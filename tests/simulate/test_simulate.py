@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulate.loop import Stuck, VirtualLoop
 
-SEEDS = "1-6"
+SEEDS = "1-3"
 """A few seconds; `make simulate` runs more."""
 
 
