@@ -19,8 +19,10 @@ from tests.contract.hypervisor.rigs_libvirt import LibvirtRig
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 OPERATION = "5f0c1b7a-8d43-4f0e-9a55-6c1d7e2f3a4b"
-PAGES, SPIN = 32_768, 1_000
-"""128 MiB, over and over, at several hundred MiB a second under emulation: many times the link's even on a machine that does other things."""
+PAGES = 32_768
+"""128 MiB, over and over."""
+BUSY_SPIN, WILD_SPIN = 5_000, 1_000
+"""Turns between two pages: more than the link carries, also on a machine that does other things; and more than it carries at a tenth of the speed."""
 LOOK_S = 0.5
 DISK_BYTES = 1 << 20
 
@@ -32,11 +34,11 @@ async def rig() -> AsyncIterator[LibvirtRig]:
         yield opened
 
 
-def assemble(folder: Path) -> Path:
+def assemble(folder: Path, spin: int) -> Path:
     """The boot sector as a qcow2 image."""
     source = Path(__file__).with_name("busysector.S")
     obj, raw, image = folder / "busy.o", folder / "busy.raw", folder / "busy.qcow2"
-    subprocess.run(["as", "--32", f"--defsym=PAGES={PAGES}", f"--defsym=SPIN={SPIN}", "-o", obj, source], check=True)
+    subprocess.run(["as", "--32", f"--defsym=PAGES={PAGES}", f"--defsym=SPIN={spin}", "-o", obj, source], check=True)
     flat = ["-m", "elf_i386", "--oformat", "binary", "-Ttext", "0x7c00", "-e", "_start"]
     subprocess.run(["ld", *flat, "-o", raw, obj], check=True)
     raw.write_bytes(raw.read_bytes().ljust(DISK_BYTES, b"\0"))
@@ -44,10 +46,10 @@ def assemble(folder: Path) -> Path:
     return image
 
 
-async def busy_vm(rig: LibvirtRig, folder: Path) -> ContractVM:
+async def busy_vm(rig: LibvirtRig, folder: Path, spin: int = BUSY_SPIN) -> ContractVM:
     vm = await rig.new_vm()
     (path,) = vm.disk_paths[0].values()
-    image = await asyncio.to_thread(assemble, folder)
+    image = await asyncio.to_thread(assemble, folder, spin)
     await asyncio.to_thread(rig.hosts[0].run, ["cp", str(image), path])
     await rig.hypervisor(0).create_paused(vm.spec, CopyTag(vm.uid, 1, "op-start"), vm.disk_paths[0])
     await rig.hypervisor(0).resume(vm.uid)
@@ -89,6 +91,23 @@ async def test_a_busy_guest_arrives_once_it_is_throttled_as_measured(rig: Libvir
     throttles = [one.throttle_percent for one in seen]
     assert max(throttles) > 30, "the first step is what was measured, not QEMU's twenty"
     assert max(throttles) <= 90
+
+
+async def test_a_copy_that_cannot_end_is_given_up_with_its_figures(rig: LibvirtRig, tmp_path: Path) -> None:
+    """A guest held at a tenth of its speed without an end, or one that is left throttled or paused by the end."""
+    vm = await busy_vm(rig, tmp_path, WILD_SPIN)
+    seen, why = await copied(rig, vm, Limits(32))
+    assert "does not converge" in why
+    assert "at 10 % of its speed" in why
+    assert max(one.throttle_percent for one in seen) == 90
+    view = await rig.hypervisor(0).domain(vm.uid)
+    assert view is not None
+    assert view.power is Power.RUNNING
+
+    async def at_full_speed() -> bool:
+        return (await rig.hypervisor(0).dirty_rate(vm.uid) or 0) > 100 << 20
+
+    await until(rig, at_full_speed, "QEMU ends its throttle with the copy", 30)
 
 
 async def test_the_dirty_rate_is_seen_before_the_copy(rig: LibvirtRig, tmp_path: Path) -> None:
