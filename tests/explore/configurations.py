@@ -43,6 +43,7 @@ HOLDS: Mapping[str, Configuration] = {
 }
 
 LARGE: Mapping[str, Configuration] = {
+    "agents-killed-twice": Configuration(Rules(), Budget(agents=2)),
     "power-lost": Configuration(Rules(), Budget(power=1, fences=1, starts=1)),
     "wrong-fence": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=1)),
 }
