@@ -17,7 +17,7 @@ def main() -> int:
     options = _parser().parse_args()
     match options.command:
         case "up":
-            return _up(options.dir, options.hosts, options.fresh)
+            return _up(options.dir, options.hosts, options.fresh, options.lockd)
         case "down":
             return _down(options.dir)
         case "status":
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="bring the lab up; joins a healthy one")
     up.add_argument("--hosts", type=int, default=DEFAULT_HOSTS)
     up.add_argument("--fresh", action="store_true", help="build anew even when a healthy lab is up")
+    up.add_argument("--lockd", action="store_true", help="libvirt takes leases through virtlockd as well")
     commands.add_parser("down", help="remove everything the lab made")
     commands.add_parser("status", help="what is up, what is wrong, what is left over; exit 1 when not healthy")
     execute = commands.add_parser("exec", help="run a command inside a host: exec n1 -- virsh list")
@@ -41,9 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _up(folder: Path, hosts: int, fresh: bool) -> int:
+def _up(folder: Path, hosts: int, fresh: bool, lockd: bool) -> int:
     started = time.monotonic()
-    lab = Lab(folder, default_specs(hosts))
+    lab = Lab(folder, default_specs(hosts, lockd=lockd))
     built = lab.up(fresh=fresh)
     for host in lab.hosts.values():
         caps = host.spec.caps

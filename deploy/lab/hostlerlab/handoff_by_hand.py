@@ -443,10 +443,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hostlerlab.handoff_by_hand", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--guest", choices=("linux", "bootsector"), default="linux")
+    parser.add_argument("--lockd", action="store_true", help="with leases of virtlockd as well")
     parser.add_argument("--dir", type=Path, default=Path("build/lab"))
     options = parser.parse_args()
     linux = options.guest == "linux"
-    lab = Lab(options.dir, default_specs(2))
+    lab = Lab(options.dir, default_specs(2, lockd=options.lockd))
     lab.up()
     built = guest_build.build()
     results = []

@@ -26,6 +26,7 @@ from hostlerlab.space import Bind, Space
 GUEST_BRIDGE = "br0"
 STATE_DIR = Path("/var/lib/hostler")
 SHARED_POOL = STATE_DIR / "pools" / "shared"
+LOCKSPACE = SHARED_POOL / ".lockspace"
 LOCAL_POOL = STATE_DIR / "pools" / "local"
 LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 QEMU_USER = "libvirt-qemu"
@@ -49,11 +50,15 @@ _DIRECTORIES = {
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """What to build: short name (n1), address on the lab bridge, caps of the whole host."""
+    """What to build: short name (n1), address on the lab bridge, caps of the whole host.
+
+    `lockd`: libvirt takes leases on disks through virtlockd as well, in a lockspace on the shared pool (docs/decisions/0012).
+    """
 
     name: str
     address: str
     caps: Caps
+    lockd: bool = False
 
 
 def host_uuid(name: str) -> str:
@@ -100,8 +105,11 @@ class Host:
             self._private(pool).mkdir(parents=True)
         etc = self.folder / "etc-libvirt"
         (etc / "libvirtd.conf").write_text(_libvirtd_conf(self.name))
-        (etc / "qemu.conf").write_text(_qemu_conf())
+        (etc / "qemu.conf").write_text(_qemu_conf() + ('lock_manager = "lockd"\n' if self.spec.lockd else ""))
         (etc / "virtlogd.conf").write_text("")
+        if self.spec.lockd:
+            (etc / "virtlockd.conf").write_text("")
+            (etc / "qemu-lockd.conf").write_text(f'file_lockspace_dir = "{LOCKSPACE}"\n')
         # No capability bounding, no default networks or pools: an empty /etc/libvirt/qemu starts nothing.
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (self.folder / "machine-id").write_text(uuid.UUID(host_uuid(self.name)).hex + "\n")
@@ -148,8 +156,10 @@ class Host:
         self.virsh("domcapabilities", "--virttype", "qemu")
 
     def start_libvirt(self) -> None:
-        """Start virtlogd and libvirtd (again, after a test killed them) and wait until libvirtd answers."""
-        for name in ("virtlogd", "libvirtd"):
+        """Start virtlogd, virtlockd where it is used, and libvirtd (again, after a test killed them) and wait until libvirtd answers."""
+        if self.spec.lockd:
+            self.run(["mkdir", "-p", str(LOCKSPACE)])
+        for name in ("virtlogd", *(("virtlockd",) if self.spec.lockd else ()), "libvirtd"):
             running = self.space.daemon_process(name)
             if running is None or not running.alive():
                 self.space.daemon(name, [name])
@@ -158,8 +168,8 @@ class Host:
     def libvirt_answers(self) -> bool:
         return self.space.run(["virsh", "-c", "qemu:///system", "uri"], check=False).returncode == 0
 
-    def daemon_process(self, name: Literal["libvirtd", "virtlogd"]) -> Process:
-        """libvirtd or virtlogd of this host, to be stopped or killed by a test."""
+    def daemon_process(self, name: Literal["libvirtd", "virtlogd", "virtlockd"]) -> Process:
+        """A daemon of this host, to be stopped or killed by a test."""
         found = self.space.daemon_process(name)
         if found is None:
             raise RuntimeError(f"{name} of {self.name} was never started")

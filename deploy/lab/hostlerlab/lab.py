@@ -39,15 +39,15 @@ class LabBusy(RuntimeError):
     """Another lab owns the machine's fixed names."""
 
 
-def default_specs(count: int) -> tuple[HostSpec, ...]:
-    """`count` equal hosts n1.. whose caps together stay below this machine."""
+def default_specs(count: int, *, lockd: bool = False) -> tuple[HostSpec, ...]:
+    """`count` equal hosts n1.. whose caps together stay below this machine; `lockd` as in HostSpec."""
     if not 1 <= count <= MAX_HOSTS:
         raise ValueError(f"a lab has 1 to {MAX_HOSTS} hosts, not {count}")
     cpu_milli = ((os.cpu_count() or 1) * 1000 - MACHINE_RESERVE_MILLI) // count
     total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     memory_mib = min(HOST_MEMORY_MIB, (total_mib - MACHINE_RESERVE_MIB) // count)
     caps = Caps(cpu_milli, memory_mib, HOST_RESERVE_MILLI)
-    return tuple(HostSpec(f"n{i}", f"10.91.7.{10 + i}", caps) for i in range(1, count + 1))
+    return tuple(HostSpec(f"n{i}", f"10.91.7.{10 + i}", caps, lockd) for i in range(1, count + 1))
 
 
 class Lab:
@@ -72,7 +72,7 @@ class Lab:
         if not described.exists():
             raise RuntimeError(f"no lab in {folder}")
         raw = json.loads(described.read_text())
-        return Lab(folder, [HostSpec(h["name"], h["address"], Caps(**h["caps"])) for h in raw["hosts"]])
+        return Lab(folder, [HostSpec(h["name"], h["address"], Caps(**h["caps"]), h["lockd"]) for h in raw["hosts"]])
 
     @property
     def dhcp_folder(self) -> Path:
@@ -105,6 +105,7 @@ class Lab:
             {
                 "name": h.name,
                 "address": h.address,
+                "lockd": h.spec.lockd,
                 "caps": {
                     "cpu_milli": h.spec.caps.cpu_milli,
                     "memory_mib": h.spec.caps.memory_mib,
