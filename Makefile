@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup check test test-all explore sweep demo dev lint types proto-lint generate clean lab-free
+.PHONY: help setup check test test-all explore sweep bench-migration demo dev lint types proto-lint generate clean lab-free
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -44,6 +44,9 @@ sweep: setup lab-free ## as root: kill, freeze and cut everybody at the riskiest
 
 simulate: setup ## whole clusters under random faults in virtual time; SEEDS=500 (the first 500), 17,4711 or 100-200; ARGS=--story tells what happened
 	$(PY) -m tests.simulate $(or $(SEEDS),200) $(ARGS)
+
+bench-migration: setup lab-free ## as root: live migration beside plain virsh migrate in one run, to build/bench/; 12 minutes; ARGS="--only idle": one case
+	status=0; PYTHONPATH=.:client/python:deploy/lab:deploy/demo $(PY) -m tests.bench.migration.run $(ARGS) || status=$$?; deploy/lab_free.sh; exit $$status
 
 lab-free: setup ## take down whatever lab is up on this machine
 	@deploy/lab_free.sh
