@@ -226,6 +226,7 @@ async def test_an_uncordoned_node_is_not_drained_further(client: Client, cluster
     assert sorted(len(one) for one in kinds(cluster).values()) == [1, 1]
 
 
+@pytest.mark.slow
 async def test_a_silent_node_cannot_be_drained(client: Client, cluster: DevCluster) -> None:
     """An operator who waits for a drain that nobody can carry out, and is not told what would help."""
     await client.made("web", node="nodes/n1")

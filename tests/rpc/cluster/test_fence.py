@@ -149,6 +149,7 @@ async def test_a_migration_to_or_from_a_node_that_is_fenced_ends(end: str, clien
         assert (await start(client, "web-1")).state == SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_a_vm_on_a_fenced_node_can_be_deleted_and_its_disk_goes_when_the_node_is_back(client: Client, cluster: DevCluster) -> None:
     """A deletion that waits for a node that is gone, or a file that nobody ever removes."""
     vm = await client.made("db", pool="local")

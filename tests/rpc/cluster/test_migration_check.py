@@ -67,6 +67,7 @@ async def test_what_forbids_it_is_told_before_anything_is_touched(dry_first: boo
     assert again.state == operation_pb2.Operation.SUCCEEDED, again.error.message
 
 
+@pytest.mark.slow
 async def test_a_silent_hypervisor_is_told_in_a_dry_run(client: Client, cluster: DevCluster) -> None:
     """A dry run that hangs, or says yes, because one of the two says nothing."""
     vm = await client.made("web-1")

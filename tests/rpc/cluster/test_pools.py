@@ -70,6 +70,7 @@ async def test_pools_are_listed_with_what_was_found_out(client: Client) -> None:
     assert refusal.reason is Reason.POOL_NOT_FOUND
 
 
+@pytest.mark.slow
 async def test_a_node_whose_locks_stay_on_it_is_found_and_its_handoffs_wait_for_the_word(client: Client, cluster: DevCluster) -> None:
     """An NFS mount with `nolock`: locks look free to the other node while the guest writes."""
     shared(cluster).own_locks.add("n2")

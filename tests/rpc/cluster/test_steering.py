@@ -74,6 +74,7 @@ async def test_one_limit_is_changed_and_the_other_stays(client: Client) -> None:
     assert (await client.wait(operation)).state == SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_a_busy_guest_is_slowed_and_arrives(client: Client, cluster: DevCluster) -> None:
     """A busy guest that never arrives, or one that was slowed and nobody is told."""
     vm = await client.made("web-1")
@@ -90,6 +91,7 @@ async def test_a_busy_guest_is_slowed_and_arrives(client: Client, cluster: DevCl
     assert percents == sorted(percents)
 
 
+@pytest.mark.slow
 async def test_a_copy_that_cannot_end_says_so_and_the_guest_stays(
     client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
