@@ -27,8 +27,9 @@ BUILD = Path("build").resolve()
 Pool = volume_pb2.Pool
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def lab() -> Lab:
+    """Fresh for each try: one that lost its guest to the emulator leaves a domain that the next try's store does not know."""
     images = build(BUILD / "guest")
     made = Lab(BUILD / "lab", default_specs(3))
     await asyncio.to_thread(made.up, fresh=True)
