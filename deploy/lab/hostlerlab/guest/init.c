@@ -54,6 +54,8 @@ enum {
     DISK_PERIOD_MS = 50,
     CLIENTS_MAX = 256,          /* beyond that a connection is closed at once */
     LINE_MAX_BYTES = 512,
+    BUTTON_TRIES = 150,         /* 3 s for the kernel to find the power button; a machine without one starts all the same */
+    BUTTON_WAIT_US = 20000,
     DISK_STOP_WAIT_MS = 500,    /* a power button does not wait longer for a stuck disk */
     DISKS_MAX = 8,
 };
@@ -672,16 +674,23 @@ static bool power_key(int fd)
     return false;
 }
 
-static void watch_keys(int poll_fd)
+/* True once the power button is among the watched. What is pressed before its device is open is lost, so this comes before anything that
+ * tells the outside that the guest is up. */
+static bool watch_keys(int poll_fd)
 {
+    static bool watched[8];
+    static bool button;
     for (int i = 0; i < 8; i++) {
-        char path[32];
+        char path[32], name[64] = "";
         snprintf(path, sizeof path, "/dev/input/event%d", i);
-        int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        int fd = watched[i] ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
         struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-        if (fd >= 0)
-            epoll_ctl(poll_fd, EPOLL_CTL_ADD, fd, &event);
+        if (fd < 0 || epoll_ctl(poll_fd, EPOLL_CTL_ADD, fd, &event))
+            continue;
+        watched[i] = true;
+        button |= ioctl(fd, EVIOCGNAME(sizeof name - 1), name) > 0 && !strcmp(name, "Power Button");
     }
+    return button;
 }
 
 int main(int argc, char **argv)
@@ -706,6 +715,11 @@ int main(int argc, char **argv)
 
     load_modules();
     identify();
+    int poll_fd = epoll_create1(EPOLL_CLOEXEC), signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = signal_fd};
+    epoll_ctl(poll_fd, EPOLL_CTL_ADD, signal_fd, &event);
+    for (int tries = 0; tries < BUTTON_TRIES && !watch_keys(poll_fd); tries++)
+        usleep(BUTTON_WAIT_US);
     pid_t dhcp = start_dhcp();
     start_thread(serve, "the services");
     start_thread(count_on_disk, "the disk counter");
@@ -713,10 +727,6 @@ int main(int argc, char **argv)
     start_thread(compare_clocks, "the clock witness");
     say("ready boot_id=%s hostname=%s", boot_id, hostname);
 
-    int poll_fd = epoll_create1(EPOLL_CLOEXEC), signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = signal_fd};
-    epoll_ctl(poll_fd, EPOLL_CTL_ADD, signal_fd, &event);
-    watch_keys(poll_fd);
     for (;;) {
         int n = epoll_wait(poll_fd, &event, 1, 1000);
         if (n == 1 && event.data.fd != signal_fd && power_key(event.data.fd))
@@ -729,6 +739,7 @@ int main(int argc, char **argv)
             if (pid == dhcp)
                 dhcp = 0;
         if (n == 0) {
+            watch_keys(poll_fd);
             online_new_cpus();
             if (!dhcp)
                 dhcp = start_dhcp();
