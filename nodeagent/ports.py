@@ -197,6 +197,13 @@ class PoolMissing(NotFound):
         self.detail = detail
 
 
+class VolumeRemoved(NotFound):
+    """This volume was removed, for good: whoever asks for it is late."""
+
+    def __init__(self, volume_uid: str) -> None:
+        super().__init__(Reason.VOLUME_NOT_FOUND, f"Volume {volume_uid} was removed.")
+
+
 class PoolFull(NoCapacity):
     """The file system has no room. `detail` is one sentence safe to show."""
 
@@ -224,10 +231,11 @@ class Volumes(Protocol):
     async def pools(self) -> tuple[PoolView, ...]: ...
 
     async def ensure(self, volume: VolumeSpec) -> int:
-        """Make it if it is not there, whole or not at all; returns its size in MiB. Raises PoolMissing, PoolFull, StorageUnavailable."""
+        """Make it if it is not there, whole or not at all; returns its size in MiB. Raises PoolMissing, PoolFull, StorageUnavailable, and
+        VolumeRemoved for one that was removed, by whichever host of the pool, before or while it is made: a late request must not bring it back."""
 
     async def remove(self, volume: VolumeSpec) -> None:
-        """Remove its file; no error if it is gone. Raises PoolMissing."""
+        """Remove its file for good; no error if it is gone, or never was. Raises PoolMissing."""
 
     async def uids(self, pool_id: str) -> tuple[str, ...]:
         """The volumes whose files are there."""

@@ -120,7 +120,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     agents = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
     gateway = FencedNodes(agents, mirror)
     turns = Turns(replica.migration_limits, clock, liveness.health)
-    driver = Driver(mirror, writer, gateway, clock, FLOWS, turns, liveness.health, SPREAD)
+    driver = Driver(mirror, writer, agents, clock, FLOWS, turns, liveness.health, SPREAD)
     retention = Retention(writer, clock, replica.operation_retention_h)
     removals = OwedRemovals(mirror, writer, gateway, clock)
     probes = PoolProbes(mirror, writer, gateway, liveness, clock, replica.ids)

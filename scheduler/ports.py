@@ -238,6 +238,7 @@ class Order:
     vm_uid: str = ""
     epoch: int = 0
     owner_revision: int = 0
+    order_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from nodeagent.adapters.libvirt_calls import Calls
 from nodeagent.adapters.lock_holders import LockHolders
 from nodeagent.adapters.pool_directory import Making, NotUsable, PoolIdentity
 from nodeagent.adapters.qemu_img import ImageFormat, NoSpace, QemuImg, QemuImgFailed
-from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, StorageUnavailable
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, StorageUnavailable, VolumeRemoved
 
 LOOK_TIMEOUT_S = 5.0
 """A look at a directory; a file system that takes longer hangs."""
@@ -150,6 +150,8 @@ class DirectoryVolumes:
         name = _file(volume.volume_uid, volume.format)
         size_bytes = await self._size_bytes(pool, name)
         if size_bytes is None:
+            if await pool.look(name, lambda: pool_directory.was_removed(pool.root, name)):
+                raise VolumeRemoved(volume.volume_uid)
             await self._make(pool, name, volume)
             size_bytes = await self._size_bytes(pool, name)
         if size_bytes is None:
@@ -227,7 +229,8 @@ class DirectoryVolumes:
                 size_bytes = volume.size_mib * MIB or making.image_bytes
                 await self._check_size(pool, volume, size_bytes, making.image_bytes)
                 await self._fill(pool, name, making, size_bytes, ImageFormat(volume.format))
-                await pool.look(name, lambda: pool_directory.finish(making, name), SYNC_TIMEOUT_S)
+                if not await pool.look(name, lambda: pool_directory.finish(pool.root, making, name), SYNC_TIMEOUT_S):
+                    raise VolumeRemoved(volume.volume_uid)
         except NoSpace as error:
             raise PoolFull(f"Pool {pool.pool_id} is full.") from error
         except QemuImgFailed as error:

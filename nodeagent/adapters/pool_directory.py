@@ -1,5 +1,9 @@
 """One directory pool as blocking calls: `volumes/<uid>.<format>`, `images/<name>.qcow2`, and the id file that tells which file system this is.
 
+A volume that is removed leaves an empty file of its name in `removed/` for a week: any host of the pool may have a request to make it still on the
+way, and a file that comes after its removal would be nobody's. Marker first, then the file goes; a maker links the file first, then looks for the
+marker: whichever order the two hosts meet in, no file stays.
+
 Everything below the pool's root is opened relative to a directory that was opened without following links, is not a link itself, and must be a
 regular file. A shared pool is written by hosts that we do not trust more than necessary, and a link planted there must lead nowhere.
 
@@ -15,7 +19,7 @@ import stat
 import struct
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,7 +28,9 @@ from nodeagent.adapters.image_locks import F_OFD_GETLK
 from nodeagent.adapters.qemu_img import ImageFormat
 from nodeagent.core.qcow2_header import HEADER_BYTES, Unusable, inspect
 
-VOLUMES, IMAGES, ID_FILE, PROBE_PREFIX, PART_SUFFIX = "volumes", "images", ".hostler-pool", ".hostler-probe.", ".part"
+VOLUMES, IMAGES, REMOVED, ID_FILE, PROBE_PREFIX, PART_SUFFIX = "volumes", "images", "removed", ".hostler-pool", ".hostler-probe.", ".part"
+REMOVED_KEPT_S, REMOVED_SWEPT_S, SWEPT = 7 * 86_400, 86_400, ".swept"
+"""A request is late by its deadline, or as long as the replica that sent it was stopped; a week of markers is looked through once a day."""
 DEAD_PART_S = 3600
 """A part that nobody wrote to for so long has no maker any more: makers give up after a tenth of it. By the file system's own clock."""
 F_OFD_SETLK = 37
@@ -129,7 +135,7 @@ def volume_file(volume_uid: str, image_format: str) -> str:
 def open_pool(root: Path) -> PoolIdentity:
     """Make what a pool consists of where it is missing, clear what dead makers left, and find out what it is. Raises OSError."""
     with _open_directory(root) as pool:
-        for name in (VOLUMES, IMAGES):
+        for name in (VOLUMES, IMAGES, REMOVED):
             try:
                 os.mkdir(name, 0o711, dir_fd=pool.fileno())
             except FileExistsError:
@@ -214,6 +220,23 @@ def volume_bytes(root: Path, name: str) -> int | None:
 
 
 def remove_volume(root: Path, name: str) -> None:
+    with _subfolder(root, REMOVED) as removed:
+        _open(name, os.O_WRONLY | os.O_CREAT, removed).close()
+        os.fsync(removed.fileno())
+        _sweep_removed(removed, name)
+    _unlink(root, name)
+
+
+def was_removed(root: Path, name: str) -> bool:
+    with _subfolder(root, REMOVED) as removed:
+        try:
+            os.stat(name, dir_fd=removed.fileno(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _unlink(root: Path, name: str) -> None:
     with _subfolder(root, VOLUMES) as folder:
         try:
             os.unlink(name, dir_fd=folder.fileno())
@@ -242,8 +265,17 @@ def grow_raw(making: Making, size_bytes: int) -> None:
         os.ftruncate(file.fileno(), size_bytes)
 
 
-def finish(making: Making, name: str) -> None:
-    """The part is on disk, then it has the volume's name. If another host was faster its file stays, and ours goes."""
+def finish(root: Path, making: Making, name: str) -> bool:
+    """The part is on disk, then it has the volume's name. If another host was faster its file stays, and ours goes. False: it was removed
+    meanwhile."""
+    _link(making, name)
+    if was_removed(root, name):
+        _unlink(root, name)
+        return False
+    return True
+
+
+def _link(making: Making, name: str) -> None:
     with _open(making.part, os.O_RDWR, making.folder) as file:
         os.fsync(file.fileno())
     folder = making.folder.fileno()
@@ -343,6 +375,26 @@ def _sweep(folder: Descriptor, fresh: str) -> None:
                     os.unlink(name, dir_fd=folder.fileno())
             except FileNotFoundError:
                 continue
+
+
+def _sweep_removed(removed: Descriptor, fresh: str) -> None:
+    """Once a day, by whichever host comes first, markers that no late request can meet any more go. Ages are of the file system's own clock."""
+    now_s = _mtime_s(removed, fresh) or 0.0
+    if now_s - (_mtime_s(removed, SWEPT) or 0.0) < REMOVED_SWEPT_S:
+        return
+    with _open(SWEPT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, removed) as swept:
+        os.write(swept.fileno(), b"\n")
+    for name in os.listdir(removed.fileno()):
+        if now_s - (_mtime_s(removed, name) or now_s) > REMOVED_KEPT_S:
+            with suppress(FileNotFoundError):  # another host looks through them too
+                os.unlink(name, dir_fd=removed.fileno())
+
+
+def _mtime_s(folder: Descriptor, name: str) -> float | None:
+    try:
+        return os.stat(name, dir_fd=folder.fileno(), follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return None
 
 
 # ---- the probe of locks between two hosts

@@ -31,6 +31,8 @@ class SimFileSystem:
     """Nodes that have it mounted so that locks stay on the node (as NFS with `nolock`)."""
     keeps_dead_locks: bool = False
     """Whether the lock of a process that was killed stays for ever, as on a server that is not told."""
+    removed: set[str] = field(default_factory=set)
+    """Paths of files that were removed for good."""
     probes: dict[str, str] = field(default_factory=dict)
     """Who has a probe's file locked, by its id; "": nobody."""
 

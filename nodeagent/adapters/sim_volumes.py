@@ -3,7 +3,7 @@
 from hostler.model.domain import VolumeSpec
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
 from nodeagent.adapters.sim_world import SimWorld, pool_root
-from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, VolumeRemoved
 
 IMAGES = "images/"
 VOLUMES = "volumes/"
@@ -27,13 +27,17 @@ class SimVolumes:
         there = file_system.files.get(name)
         if there is not None:
             return there.size_mib
+        if name in file_system.removed:
+            raise VolumeRemoved(volume.volume_uid)
         size_mib = self._size_mib(file_system, volume)
         if size_mib > file_system.free_mib:
             raise PoolFull(f"Pool {volume.pool_id} has no room for {size_mib} MiB.")
         return file_system.create(name, size_mib).size_mib
 
     async def remove(self, volume: VolumeSpec) -> None:
-        self._pool(volume.pool_id).files.pop(_file(volume.volume_uid, volume.format), None)
+        file_system, name = self._pool(volume.pool_id), _file(volume.volume_uid, volume.format)
+        file_system.removed.add(name)
+        file_system.files.pop(name, None)
 
     async def uids(self, pool_id: str) -> tuple[str, ...]:
         names = sorted(name.removeprefix(VOLUMES) for name in self._pool(pool_id).files if name.startswith(VOLUMES))

@@ -1,6 +1,8 @@
-"""What this host has been told about its VMs and its handoffs: the records that the agent keeps over a crash, and the epoch rule.
+"""What this host has been told about its VMs and its handoffs: the records that the agent keeps over a crash, and which commands are heeded.
 
-The rule: a command under an epoch older than one the host has seen for that VM is refused; a newer one is remembered before it is acted on.
+The rule: a command under an epoch older than one the host has seen for that VM is refused, and under the same epoch one that was sent before a
+command that the host has heard (a message can be late, or come twice). A newer one is remembered before it is acted on, and of a VM that is gone
+from here its rank stays: a definition that comes after the removal would charge this host for ever.
 """
 
 from dataclasses import dataclass
@@ -11,14 +13,27 @@ from hostler.model.domain import DomainSpec
 from nodeagent.core.precopy import Limits
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Rank:
+    """How new a command about one VM is: its epoch first, then the store's revision of the record that orders it (0: there is no store)."""
+
+    epoch: int = 0
+    order_revision: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Who commands: the operation, the VM, its epoch, and the store revision of the owner record that the driver acted on."""
+    """Who commands: the operation, the VM, its epoch, the store revision of the owner record that the driver acted on, and of what orders it."""
 
     operation_id: str
     vm_uid: str
     epoch: int
     owner_revision: int
+    order_revision: int = 0
+
+    @property
+    def rank(self) -> Rank:
+        return Rank(self.epoch, self.order_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,14 @@ class Definition:
     epoch: int
     operation_id: str
     incoming: bool = False
+    order_revision: int = 0
+    rebooted_by: str = ""
+    """The operation that has rebooted it last: the same command once more does not."""
+
+    @property
+    def rank(self) -> Rank:
+        """Of the newest command that was heard about it."""
+        return Rank(self.epoch, self.order_revision)
 
 
 @dataclass(frozen=True, slots=True)

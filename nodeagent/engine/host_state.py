@@ -13,14 +13,16 @@ import msgspec
 
 from hostler.model.copy import Stage
 from hostler.model.quantities import Quantities
-from nodeagent.core.definitions import Definition, Incoming, Outgoing
+from nodeagent.core.definitions import Definition, Incoming, Outgoing, Rank
 from nodeagent.ports import StateFiles
 
 T = TypeVar("T")
 
-VMS, INCOMING, OUTGOING = "vms", "incoming", "outgoing"
+VMS, INCOMING, OUTGOING, GONE = "vms", "incoming", "outgoing", "gone"
 """Kinds of state files."""
 ENDED_STAGES = frozenset({Stage.FINISHED, Stage.ABORTED})
+GONE_KEPT = 1024
+"""Ranks of VMs that are gone from here. What comes later than a thousand removals after its VM's own is not a late message any more."""
 ENDED_KEPT = 128
 """Ended handoffs each way, kept to answer a repeated command; a scheduler that repeats one after so many others has long had its answer."""
 
@@ -33,6 +35,7 @@ class HostState:
         self._definitions = _decoded(files.load(VMS), Definition)
         self._incoming = _decoded(files.load(INCOMING), Incoming)
         self._outgoing = _decoded(files.load(OUTGOING), Outgoing)
+        self._gone = _decoded(files.load(GONE), Rank)
         self._vm_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ledger_lock = asyncio.Lock()
         self.laying_down = False
@@ -67,7 +70,25 @@ class HostState:
         self._definitions[definition.spec.vm_uid] = definition
         self.on_definition()
 
+    def gone_rank(self, vm_uid: str) -> Rank:
+        """Of the newest command about a VM that was removed here, or never came to be."""
+        return self._gone.get(vm_uid, Rank())
+
+    async def bury(self, vm_uid: str, rank: Rank) -> None:
+        """Remember that this VM is not here by a command of that rank. Without a store nothing comes late, and nothing is kept."""
+        if not rank.order_revision or rank <= self.gone_rank(vm_uid):
+            return
+        await self._files.save(GONE, vm_uid, msgspec.json.encode(rank))
+        self._gone.pop(vm_uid, None)  # so that it is the youngest
+        self._gone[vm_uid] = rank
+        for old in list(self._gone)[: max(0, len(self._gone) - GONE_KEPT)]:
+            await self._files.remove(GONE, old)
+            del self._gone[old]
+
     async def drop_definition(self, vm_uid: str) -> None:
+        """It is gone from here, by the newest command that was heard about it."""
+        if vm_uid in self._definitions:
+            await self.bury(vm_uid, self._definitions[vm_uid].rank)
         await self._files.remove(VMS, vm_uid)
         self._definitions.pop(vm_uid, None)
         self.on_definition()

@@ -14,6 +14,7 @@ from hostler.model.owner import may_resume_arrival
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Definition, DiskTarget, Incoming
 from nodeagent.core.observed import DomainView, Power
+from nodeagent.engine.heeding import not_buried, stale
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.vms import LOOK_AGAIN_S, HostVMs
@@ -58,8 +59,10 @@ class IncomingHandoffs:
                 raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"This handoff has ended on {self._node_id}: {known.stage.value.lower()}.")
             disks = await self._check(command, spec)
             if known is None:
+                not_buried(self._state, self._node_id, command)
                 await self._clear_leftover(command)
-                await self._vms.admit(Definition(spec, command.epoch, command.operation_id, incoming=True))
+                arriving = Definition(spec, command.epoch, command.operation_id, incoming=True, order_revision=command.order_revision)
+                await self._vms.admit(arriving)
                 self._observer.forget(spec.vm_uid)
                 await self._state.keep_incoming(Incoming(command.operation_id, spec.vm_uid, source_node_id, command.epoch, Stage.PREPARED))
             return await self._tunnel.open_incoming(command.operation_id, source_node_id), disks
@@ -67,7 +70,7 @@ class IncomingHandoffs:
     async def _check(self, command: Command, spec: DomainSpec) -> tuple[DiskTarget, ...]:
         definition = self._state.definitions.get(spec.vm_uid)
         if definition is not None and definition.epoch > command.epoch:
-            raise Conflict(Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}.")
+            raise stale(self._node_id, command, definition.epoch)
         bridges = set((await self._facts.totals()).bridges)
         for nic in spec.nics:
             if nic.bridge not in bridges:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
+from hostler.errors import FailedPrecondition, HostlerError, NotFound, Reason
 from hostler.model.copy import GONE, Copy, HandoffReport, Stage
 from hostler.model.domain import DomainSpec
 from hostler.model.owner import OwnerRead, OwnerState
@@ -19,6 +19,7 @@ from nodeagent.core.definitions import Command, Outgoing
 from nodeagent.core.observed import CopyTag, DomainView, Locks, MigrationProgress, Power
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
 from nodeagent.core.precopy import Course, GiveUp, GoOn, Limits, Tune, next_move
+from nodeagent.engine.heeding import heed, stale
 from nodeagent.engine.host_state import ENDED_STAGES, HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import (
@@ -133,11 +134,10 @@ class OutgoingHandoffs:
         return await self.report(command.operation_id)
 
     async def _begin(self, command: Command, handoff: Outgoing) -> None:
-        definition = self._state.definitions.get(command.vm_uid)
-        if definition is None:
-            raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
-        if definition.epoch != command.epoch:
-            raise Conflict(Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}.")
+        seen = self._state.definitions.get(command.vm_uid)
+        if seen is not None and seen.epoch != command.epoch:
+            raise stale(self._node_id, command, seen.epoch)
+        definition = await heed(self._state, self._node_id, command)
         domain = await self._hypervisor.domain(command.vm_uid)
         if domain is None or domain.power is not Power.RUNNING:
             raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it, then migrate it.")

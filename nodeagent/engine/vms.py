@@ -14,9 +14,10 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
 from hostler.model.owner import OwnerState, may_run
 from hostler.server.clock import Clock
-from nodeagent.core.definitions import Command, Definition, EpochVerdict, judge_epoch
+from nodeagent.core.definitions import Command, Definition
 from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
 from nodeagent.core.observed import CopyTag, DomainView, Power
+from nodeagent.engine.heeding import heed, not_buried
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import EventKind, HostFacts, Hypervisor, OwnerAuthority, Volumes
@@ -133,12 +134,14 @@ class HostVMs:
         async with self._state.vm_lock(spec.vm_uid):
             if command.vm_uid in self._state.definitions:
                 await self._judge(command)
+            else:
+                not_buried(self._state, self._node_id, command)
             missing = sorted({nic.bridge for nic in spec.nics} - set((await self._facts.totals()).bridges))
             if missing:
                 raise NotFound(
                     Reason.NETWORK_NOT_FOUND, f"{self._node_id} has no bridge {missing[0]}.", "Make the bridge, or name another."
                 )
-            await self.admit(Definition(spec, command.epoch, command.operation_id))
+            await self.admit(Definition(spec, command.epoch, command.operation_id, order_revision=command.order_revision))
             return await self.status(spec.vm_uid)
 
     async def start(self, command: Command) -> VMStatus:
@@ -170,7 +173,7 @@ class HostVMs:
     async def stop(self, command: Command, grace_s: int) -> VMStatus:
         """Power button, up to `grace_s` seconds for the guest, then its power is taken; returns when the domain is gone."""
         async with self._state.vm_lock(command.vm_uid):
-            await self._judge(command)
+            await self._judge_removal(command)
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is not None and grace_s > 0 and domain.power is Power.RUNNING:
                 await self._hypervisor.press_power_button(command.vm_uid)
@@ -184,7 +187,8 @@ class HostVMs:
         Again for the same operation: its grace period goes on, and a guest that has rebooted meanwhile is left alone.
         """
         async with self._state.vm_lock(command.vm_uid):
-            await self._judge(command)
+            if (await self._judge(command)).rebooted_by == command.operation_id:
+                return await self.status(command.vm_uid)
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is None or domain.power is not Power.RUNNING:
                 raise FailedPrecondition(Reason.VM_NOT_RUNNING, "The VM is not running.", "Start it.")
@@ -192,6 +196,7 @@ class HostVMs:
                 await self._hypervisor.reset(command.vm_uid)
             else:
                 await self._reboot_in_time(command)
+            await self._state.keep_definition(replace(self._state.definitions[command.vm_uid], rebooted_by=command.operation_id))
             return await self.status(command.vm_uid)
 
     async def _reboot_in_time(self, command: Command) -> None:
@@ -215,6 +220,7 @@ class HostVMs:
         """Drop the definition of a VM that is off, and with it its charge."""
         async with self._state.vm_lock(command.vm_uid):
             if command.vm_uid not in self._state.definitions:
+                await self._state.bury(command.vm_uid, command.rank)
                 return
             await self._judge(command)
             domain = await self._hypervisor.domain(command.vm_uid)
@@ -234,6 +240,7 @@ class HostVMs:
             await self._state.end_handoffs_of(command.vm_uid)
             if read is None or read.owner.node_id != self._node_id:
                 await self._state.drop_definition(command.vm_uid)
+                await self._state.bury(command.vm_uid, command.rank)
             return await self.status(command.vm_uid)
 
     async def status(self, vm_uid: str) -> VMStatus:
@@ -268,21 +275,13 @@ class HostVMs:
                 return VMStatus(vm_uid, epoch, defined, VMPower.OFF, drift=drift)
 
     async def _judge(self, command: Command) -> Definition:
-        """The definition the command is about, its epoch remembered; raises Conflict for a stale epoch, NotFound."""
-        definition = self._state.definitions.get(command.vm_uid)
-        if definition is None:
-            raise NotFound(Reason.VM_NOT_FOUND, f"{self._node_id} has no definition of this VM.")
-        match judge_epoch(definition.epoch, command.epoch):
-            case EpochVerdict.STALE:
-                raise Conflict(
-                    Reason.EPOCH_STALE, f"The command is under epoch {command.epoch}, {self._node_id} has seen {definition.epoch}."
-                )
-            case EpochVerdict.NEWER:
-                definition = replace(definition, epoch=command.epoch, operation_id=command.operation_id, incoming=False)
-                await self._state.keep_definition(definition)
-            case EpochVerdict.CURRENT:
-                pass
-        return definition
+        return await heed(self._state, self._node_id, command)
+
+    async def _judge_removal(self, command: Command) -> None:
+        """As `_judge`; of a VM that is not here it is remembered that it is not to be, for its definition may still be on the way."""
+        if command.vm_uid not in self._state.definitions:
+            await self._state.bury(command.vm_uid, command.rank)
+        await self._judge(command)
 
     def _not_laying_down(self) -> None:
         if self._state.laying_down:

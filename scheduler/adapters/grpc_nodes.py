@@ -167,4 +167,10 @@ class GrpcNodes:
 
 
 def _command(order: Order) -> agent_pb2.Command:
-    return agent_pb2.Command(operation_id=order.operation_id, vm_uid=order.vm_uid, epoch=order.epoch, owner_revision=order.owner_revision)
+    return agent_pb2.Command(
+        operation_id=order.operation_id,
+        vm_uid=order.vm_uid,
+        epoch=order.epoch,
+        owner_revision=order.owner_revision,
+        order_revision=order.order_revision,
+    )

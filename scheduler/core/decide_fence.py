@@ -6,6 +6,7 @@ end or turn back by themselves, and VMs that it ran are stopped, free to be star
 wrong, the node's agent is heard again only after it has ended every guest (`decide_nodes.register`).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
@@ -49,6 +50,13 @@ def fence_node(state: ClusterState, request: Request, node_id: str, etag: str) -
 def is_fenced(state: ClusterState, node_id: str) -> bool:
     kept = state.nodes.get(node_id)
     return kept is not None and kept.record.state is NodeState.FENCED
+
+
+def while_fenced(state: ClusterState, proofs: Mapping[str, int], transaction: Transaction | None) -> Transaction | None:
+    """`transaction`, guarded by the proofs that it rests on: node id -> revision of the node's record when it was fenced. None: a proof is void."""
+    if transaction is None or any(node_id not in state.nodes or state.nodes[node_id].revision != seen for node_id, seen in proofs.items()):
+        return None
+    return transaction.and_then(Transaction({node_key(node_id): seen for node_id, seen in proofs.items()}))
 
 
 def way_out(state: ClusterState, node_id: str) -> str:

@@ -13,7 +13,7 @@ import structlog
 
 from hostler.errors import Conflict, HostlerError, Internal, Reason, Unavailable
 from hostler.server.clock import Clock, wall_ms
-from scheduler.core.decide_fence import way_out
+from scheduler.core.decide_fence import way_out, while_fenced
 from scheduler.core.placement.policy import Policy
 from scheduler.core.records import OperationRecord, Verb, VMRecord
 from scheduler.core.state import ClusterState, Kept
@@ -21,6 +21,7 @@ from scheduler.core.steps import By
 from scheduler.core.transaction import Transaction
 from scheduler.core.view import Health
 from scheduler.engine.election import Term
+from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.mirror import Mirror
 from scheduler.engine.turns import Turns
 from scheduler.engine.writer import Writer
@@ -45,7 +46,7 @@ class Run:
     """One operation being driven by this replica; what its flow works with."""
 
     operation_id: str
-    nodes: NodeGateway
+    nodes: FencedNodes
     mirror: Mirror
     writer: Writer
     clock: Clock
@@ -72,14 +73,19 @@ class Run:
     def order(self) -> Order:
         """A command about the operation's VM under its present epoch."""
         vm = self.vm
-        return Order(self.operation_id, vm.record.uid, vm.record.owner.epoch, vm.revision)
+        operation = self.state.operations[self.operation_id]
+        return Order(self.operation_id, vm.record.uid, vm.record.owner.epoch, vm.revision, operation.revision)
 
     async def write(self, decide: Callable[[ClusterState], Transaction | None]) -> bool:
-        """Write a step; False: the operation was not where the step thought. Raises LeadershipLost."""
+        """Write a step; False: the operation was not where the step thought, or a node is fenced no longer on whose proof it rests. Raises
+        LeadershipLost."""
+        proofs = dict(self.nodes.proofs)
         try:
-            return await self.writer.apply(decide, (self.term.guard,))
+            return await self.writer.apply(lambda state: while_fenced(state, proofs, decide(state)), (self.term.guard,))
         except Conflict as error:
             raise LeadershipLost(self.operation_id) from error
+        finally:
+            self.nodes.proofs.clear()
 
 
 Flow = Callable[[Run], Awaitable[None]]
@@ -130,7 +136,8 @@ class Driver:
                     revision = self._mirror.state.revision
                     for operation_id, kept in list(self._mirror.state.operations.items()):
                         if not kept.record.done and operation_id not in self._runs:
-                            run = Run(operation_id, self._nodes, self._mirror, self._writer, self._clock, term, self._turns, self._policy)
+                            nodes = FencedNodes(self._nodes, self._mirror)
+                            run = Run(operation_id, nodes, self._mirror, self._writer, self._clock, term, self._turns, self._policy)
                             self._runs[operation_id] = run
                             group.create_task(self._drive(run), name=f"drive {operation_id}")
                     await self._mirror.await_change(revision, RETRY_MOST_S)
@@ -145,6 +152,7 @@ class Driver:
         try:
             while run.operation_id in run.state.operations and not run.operation.done:
                 before = run.operation.phase
+                run.nodes.proofs.clear()
                 try:
                     await verbs.step(run)
                     pause_s, breaks, run.waiting_for = RETRY_FIRST_S, 0, ""

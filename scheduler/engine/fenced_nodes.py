@@ -1,6 +1,8 @@
 """The nodes' gateway for a cluster in which some nodes are fenced: they are asked nothing, and answer what the proof that they are off implies.
 
 Nothing runs there, no copy is there, nothing can be begun there. So an operation that waited for such a node ends as if the node had said so itself.
+Such an answer holds only as long as the node is fenced: `proofs` has the revision of each node's record that an answer rests on, and whoever writes
+something on the strength of it compares that too.
 """
 
 from hostler.errors import FailedPrecondition, Reason
@@ -19,12 +21,17 @@ class FencedNodes:
     def __init__(self, nodes: NodeGateway, mirror: Mirror) -> None:
         self._nodes = nodes
         self._mirror = mirror
+        self.proofs: dict[str, int] = {}
 
     def _fenced(self, node_id: str) -> bool:
-        return is_fenced(self._mirror.state, node_id)
+        """Whether the proof answers instead of the node."""
+        fenced = is_fenced(self._mirror.state, node_id)
+        if fenced:
+            self.proofs.setdefault(node_id, self._mirror.state.nodes[node_id].revision)
+        return fenced
 
     def _must_be_up(self, node_id: str) -> None:
-        if self._fenced(node_id):
+        if is_fenced(self._mirror.state, node_id):
             raise FailedPrecondition(
                 Reason.NODE_FENCED,
                 f"Node {node_id} is fenced: it is off.",

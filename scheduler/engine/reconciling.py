@@ -78,7 +78,7 @@ async def carry_out(
 
 async def _do(nodes: NodeGateway, writer: Writer, kept: Kept[VMRecord], action: Action, status: VMStatus | None) -> None:
     vm = kept.record
-    order = Order("", vm.uid, vm.owner.epoch, kept.revision)
+    order = Order("", vm.uid, vm.owner.epoch, kept.revision, kept.revision)
     match action.deed:
         case Deed.NOTE_STOPPED if status is not None:
             await writer.apply(partial(_noted, kept=kept, status=status))

@@ -7,10 +7,10 @@ from typing import Any
 from unittest import mock
 
 from hostler.model.copy import Copy, Stage
-from nodeagent.core.definitions import EpochVerdict
+from nodeagent.core.definitions import EpochVerdict, Rank
 from nodeagent.core.observed import Locks
 from nodeagent.core.outgoing import Act, Copying, next_act
-from nodeagent.engine import incoming, outgoing, vms
+from nodeagent.engine import heeding, incoming, outgoing, vms
 from scheduler.core.steps import commit_handoff
 from scheduler.engine import writer
 from scheduler.engine.codec import guards_and_writes
@@ -77,8 +77,21 @@ def _no_read_before_resume() -> AbstractContextManager[object]:
     return mock.patch.object(vms, "may_run", return_value=True)
 
 
-def _no_epochs() -> AbstractContextManager[object]:
-    return mock.patch.object(vms, "judge_epoch", return_value=EpochVerdict.CURRENT)
+@contextmanager
+def _no_epochs() -> Iterator[None]:
+    """Whatever comes is heeded, however old."""
+    with (
+        mock.patch.object(heeding, "judge_epoch", return_value=EpochVerdict.CURRENT),
+        mock.patch.object(Rank, "__lt__", return_value=False),
+    ):
+        yield
+
+
+@contextmanager
+def _no_ranks() -> Iterator[None]:
+    """Under the right epoch everything is heeded, however late it comes."""
+    with mock.patch.object(Rank, "__lt__", return_value=False):
+        yield
 
 
 def _commit_whatever() -> AbstractContextManager[object]:
@@ -129,6 +142,7 @@ MUTATIONS: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "any-owned-arrival": _any_owned_arrival,
     "no-read-before-resume": _no_read_before_resume,
     "no-epochs": _no_epochs,
+    "no-ranks": _no_ranks,
     "commit-whatever": _commit_whatever,
     "no-guards": _no_guards,
     "ledger-unguarded": _ledger_unguarded,

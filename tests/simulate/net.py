@@ -30,9 +30,6 @@ LATE_AT_MOST_S = 8.0
 DUPLICATE_AFTER_S = 20.0
 """How much later a message that comes twice may come again."""
 
-NEVER_TWICE = ("/DefineVM", "/EnsureVolume", "/StartVM")
-"""Known gaps (docs/status.md): a late double of these, once the VM or volume is gone or being stopped, makes what nobody asked for any more."""
-
 SILENCE_S = 20.0
 """How long a broken connection is not noticed by the end that only listens; gRPC's keepalive is 30 + 10 s."""
 
@@ -211,7 +208,7 @@ class SimCall:
             net.loop.call_later(REFUSED_AFTER_S, self._fail, grpc.StatusCode.UNAVAILABLE, "request lost")
             return
         net.loop.call_later(net.delay_s(), self._arrive, True)
-        if weather.twice and net.random.random() < weather.twice and not self._method.endswith(NEVER_TWICE):
+        if weather.twice and net.random.random() < weather.twice:
             net.hit["request twice"] += 1
             net.tell(f"request twice: {self._caller.id} -> {self._peer} {self._method}")
             net.loop.call_later(net.random.random() * DUPLICATE_AFTER_S, self._arrive, False)

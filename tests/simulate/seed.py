@@ -221,6 +221,8 @@ class _Life:
             for pool_id, pool in host.pools.items():
                 found += [f"{node_id} {pool_id} has {path}" for path in pool.files if path.startswith("volumes/")]
             for kind, files in self.cluster.files[node_id].items():
+                if kind == "gone":
+                    continue  # to refuse what comes late: bounded, and charged to nobody
                 for key, raw in files.items():
                     if json.loads(raw).get("stage") not in ("FINISHED", "ABORTED"):
                         found.append(f"{node_id} keeps {kind}/{key}")

@@ -1,6 +1,7 @@
 """CreateVM, StartVM, StopVM, RebootVM, DeleteVM: what is done in each phase, and how each turns back."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from hostler.errors import HostlerError, NotFound
@@ -119,7 +120,8 @@ async def start(run: Run) -> None:
         case phase if phase == STARTING:
             await _start(run, STARTING)
         case phase if phase == ROLLBACK:
-            await run.nodes.stop(run.vm.record.owner.node_id, run.order(), 0)
+            with suppress(NotFound):  # a host that lost its files runs nothing of it
+                await run.nodes.stop(run.vm.record.owner.node_id, run.order(), 0)
             await _fail(run, ROLLBACK, Observed.STOPPED, OwnerState.STOPPED)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostler.model.domain import VolumeSpec
-from nodeagent.ports import PoolFull, PoolMissing, ProbeOutcome
+from nodeagent.ports import PoolFull, PoolMissing, ProbeOutcome, VolumeRemoved
 from tests.contract.volumes.subject import LOCAL, SHARED, Subject, directories, simulated
 
 UID, OTHER_UID = "11111111-2222-4333-8444-555555555555", "11111111-2222-4333-8444-666666666666"
@@ -25,8 +25,8 @@ def empty(size_mib: int = 16, uid: str = UID, pool_id: str = SHARED, image_forma
     return VolumeSpec(uid, pool_id, size_mib, "", image_format)
 
 
-def of_image(name: str, size_mib: int = 0) -> VolumeSpec:
-    return VolumeSpec(UID, SHARED, size_mib, name)
+def of_image(name: str, size_mib: int = 0, uid: str = UID) -> VolumeSpec:
+    return VolumeSpec(uid, SHARED, size_mib, name)
 
 
 async def test_pools_are_seen_alike_by_hosts_that_share_them_and_only_then(subject: Subject) -> None:
@@ -58,8 +58,7 @@ async def test_a_volume_of_an_image_has_its_size_or_the_larger_one_asked_for(sub
     await subject.add_image("debian-12", 24)
     assert [pool.images for pool in await host.pools() if pool.pool_id == SHARED] == [{"debian-12": 24}]
     assert await host.ensure(of_image("debian-12")) == 24
-    await host.remove(of_image("debian-12"))
-    assert await host.ensure(of_image("debian-12", 40)) == 40
+    assert await host.ensure(of_image("debian-12", 40, OTHER_UID)) == 40
 
 
 async def test_a_volume_smaller_than_its_image_is_refused(subject: Subject) -> None:
@@ -105,6 +104,19 @@ async def test_removing_is_final_and_may_be_repeated(subject: Subject) -> None:
     for _ in range(2):
         await host.remove(empty())
     assert await host.uids(SHARED) == (OTHER_UID,)
+
+
+async def test_what_was_removed_is_not_made_again_by_any_host(subject: Subject) -> None:
+    """A file that nobody owns any more, made by a request that was late; its first host may not even know of the removal."""
+    first, second = subject.hosts
+    await first.ensure(empty())
+    await second.remove(empty())
+    await second.remove(empty(uid=OTHER_UID))
+    for host in subject.hosts:
+        for uid in (UID, OTHER_UID):
+            with pytest.raises(VolumeRemoved):
+                await host.ensure(empty(uid=uid))
+    assert await first.uids(SHARED) == ()
 
 
 async def test_a_shared_volume_is_the_same_file_on_both_hosts(subject: Subject) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hostler.model.copy import Stage
 from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
-from nodeagent.core.definitions import Definition, DiskTarget, EpochVerdict, Incoming, Outgoing, judge_epoch
+from nodeagent.core.definitions import Definition, DiskTarget, EpochVerdict, Incoming, Outgoing, Rank, judge_epoch
 
 SPEC = DomainSpec(
     "uid",
@@ -42,10 +42,17 @@ def test_what_is_obeyed_never_goes_back(commands: list[int]) -> None:
     assert obeyed == sorted(obeyed)
 
 
+def test_a_command_under_a_newer_epoch_is_newer_whenever_it_was_ordered() -> None:
+    """A new owner's command taken for a late one, after the store's revisions were counted anew."""
+    assert Rank(2, 5) > Rank(1, 900)
+    assert Rank(2, 5) < Rank(2, 6)
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        Definition(SPEC, 3, "op", incoming=True),
+        Definition(SPEC, 3, "op", incoming=True, order_revision=41, rebooted_by="op-1"),
+        Rank(3, 41),
         Incoming("op", "uid", "n1", 3, Stage.FINISHED, 17),
         Outgoing("op", "uid", 3, 40, "n2", "n2:1", "n2:2", (DiskTarget("v", "f:1", "/a"),), 100, Stage.COPYING, "e", 1, 2, 3, 4, 5),
     ],

@@ -116,3 +116,23 @@ async def test_a_guest_that_is_not_running_is_not_rebooted(tmp_path: Path) -> No
         await made.stop(command(OBEDIENT), 0)
         with pytest.raises(FailedPrecondition):
             await made.reboot(command(OBEDIENT, "op-2"), force=False)
+
+
+async def test_a_forced_reboot_that_comes_again_to_the_next_process_is_done_already(tmp_path: Path) -> None:
+    """A guest reset a second time, minutes later, by a command that came twice."""
+    async with host(tmp_path) as (world, made, observer):
+        await made.reboot(command(OBEDIENT), force=True)
+        boot_id = world.guest(OBEDIENT).boot_id
+        again = HostVMs(
+            "h1",
+            SimHypervisor(world, "h1"),
+            SimVolumes(world, "h1"),
+            SimHostFacts(world, "h1"),
+            LocalAuthority("h1"),
+            HostState(StateDirectory(tmp_path)),
+            observer,
+            Offer(CapacityCap(), 256),
+            world.clock,
+        )
+        await again.reboot(command(OBEDIENT), force=True)
+        assert world.guest(OBEDIENT).boot_id == boot_id

@@ -18,6 +18,7 @@ from scheduler.core.steps import enter_phase
 from scheduler.core.transaction import Transaction
 from scheduler.engine.driving import Run
 from scheduler.engine.election import Term
+from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.flows import migration
 from tests.unit.scheduler.core.kept import BY, Cluster, asked
 
@@ -45,6 +46,7 @@ async def test_it_turns_back(reached: str) -> None:
         assert cluster.write(enter_phase(cluster.state, operation_id, come_from, phase, "", BY))
     assert cluster.write(cancel(cluster.state, operation_id))
     nobody: Any = SimpleNamespace()
-    run = Run(operation_id, nobody, cast(Any, cluster), cast(Any, DirectWriter(cluster)), ManualClock(), Term("s1", 1), nobody, SPREAD)
+    nodes = FencedNodes(nobody, cast(Any, cluster))
+    run = Run(operation_id, nodes, cast(Any, cluster), cast(Any, DirectWriter(cluster)), ManualClock(), Term("s1", 1), nobody, SPREAD)
     await migration.step(run)
     assert cluster.state.operations[operation_id].record.phase == ABORTING

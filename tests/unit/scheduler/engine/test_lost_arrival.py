@@ -13,6 +13,7 @@ from scheduler.core.placement.policy import SPREAD
 from scheduler.core.steps import commit_handoff, enter_phase
 from scheduler.engine.driving import Run
 from scheduler.engine.election import Term
+from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.flows import migration
 from tests.unit.scheduler.core.kept import BY, Cluster, asked
 from tests.unit.scheduler.engine.test_cancelled_migration import DirectWriter
@@ -43,7 +44,7 @@ async def test_a_destination_that_has_laid_down_its_copy_ends_the_migration() ->
     vm = cluster.state.vms["web"]
     assert cluster.write(commit_handoff(cluster.state, vm.record.uid, operation_id, vm.revision))
     assert cluster.write(enter_phase(cluster.state, operation_id, COPYING, COMMITTED, "", BY))
-    nodes, nobody = cast(Any, LaidDown()), cast(Any, SimpleNamespace())
+    nodes, nobody = FencedNodes(cast(Any, LaidDown()), cast(Any, cluster)), cast(Any, SimpleNamespace())
     writer = cast(Any, DirectWriter(cluster))
     await migration.step(Run(operation_id, nodes, cast(Any, cluster), writer, ManualClock(), Term("s1", 1), nobody, SPREAD))
     assert cluster.state.operations[operation_id].record.state is OperationState.FAILED

@@ -26,7 +26,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Command(_message.Message):
-    """Who commands, and under which ownership. An agent refuses an epoch older than one it has seen for that VM."""
+    """Who commands, and under which ownership. An agent refuses an epoch older than one it has seen for that VM, and under the same epoch a command
+    that was sent before one it has already heard.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,6 +36,7 @@ class Command(_message.Message):
     VM_UID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     OWNER_REVISION_FIELD_NUMBER: _builtins.int
+    ORDER_REVISION_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """The operation that this step belongs to."""
     vm_uid: _builtins.str
@@ -42,6 +45,10 @@ class Command(_message.Message):
     """The VM's ownership epoch."""
     owner_revision: _builtins.int
     """Store revision of the owner record that the driver acts on."""
+    order_revision: _builtins.int
+    """Store revision of the record that orders this: the operation's, or the VM's where there is no operation. Every step of an operation writes its record,
+    and a VM has one operation at a time, so of two commands about a VM the one with the lower revision is the older one.
+    """
     def __init__(
         self,
         *,
@@ -49,10 +56,11 @@ class Command(_message.Message):
         vm_uid: _builtins.str = ...,
         epoch: _builtins.int = ...,
         owner_revision: _builtins.int = ...,
+        order_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "operation_id", b"operation_id", "owner_revision", b"owner_revision", "vm_uid", b"vm_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "operation_id", b"operation_id", "order_revision", b"order_revision", "owner_revision", b"owner_revision", "vm_uid", b"vm_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
