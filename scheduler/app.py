@@ -17,8 +17,8 @@ from hostler.server.startup import Shutdown, StartupError
 from hostler.server.tasks import start
 from hostler.server.tls import ServerTls, TlsFiles
 from scheduler.access import ACCESS
-from scheduler.adapters import etcd_connection
-from scheduler.adapters.etcd_connection import EtcdConfig
+from scheduler.adapters import etcd_channels
+from scheduler.adapters.etcd_channels import EtcdConfig
 from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.adapters.grpc_nodes import GrpcNodes
 from scheduler.core.placement.policy import SPREAD
@@ -208,7 +208,7 @@ async def _store_status(replica: Replica) -> StoreStatus:
 def _etcd(settings: EtcdSettings) -> EtcdConfig:
     if settings.ca is None or settings.cert is None or settings.key is None:
         return EtcdConfig(settings.endpoints)
-    return EtcdConfig(settings.endpoints, etcd_connection.TlsFiles(settings.ca, settings.cert, settings.key, settings.server_name))
+    return EtcdConfig(settings.endpoints, etcd_channels.TlsFiles(settings.ca, settings.cert, settings.key, settings.server_name))
 
 
 def _endpoint_of(mirror: Mirror) -> Callable[[str], str]:

@@ -1,8 +1,9 @@
-"""One channel to an etcd cluster: where it leads, how long each call may take, and when a call may be made again.
+"""The calls and streams to an etcd cluster: how long each may take, when it may be made again, and when it is given up.
 
-A write is sent at most once: first the channel must be READY (otherwise nothing was sent, which is StoreUnavailable), then one call whose failure
-is OutcomeUnknown unless etcd's answer proves otherwise; only "no leader" (proved not applied) is tried on another member. A read may be
-repeated, so it gets a second member while its deadline lasts. gRPC's own retries are limited to calls the server never saw.
+A write is sent at most once, and only to a member that serves (see `Members`); otherwise nothing was sent, which is StoreUnavailable. Then one
+call, whose failure is OutcomeUnknown unless etcd's answer proves otherwise; only "no leader" (proved not applied) is tried on another member. It is
+given up before its deadline where its answer cannot come any more: to read back and decide again is sooner done. A read may be repeated, so another
+member is asked beside one that takes long. gRPC's own retries are limited to calls the server never saw.
 Every stream is opened by `stream`, which cancels it in the end: grpc.aio frees no stream that is merely dropped.
 """
 
@@ -10,213 +11,267 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from hostler.cancellation import cancellation_kept
-from hostler.channel_options import RECONNECT
 from hostler.server.clock import Clock
+from scheduler.adapters.etcd_channels import EtcdConfig
+from scheduler.adapters.etcd_members import ANSWER_S, CONNECT_DEADLINE_S, SILENCE, Member, Members, StoreClosed
 from scheduler.adapters.etcd_wire import REQUIRE_LEADER, Method, Request, Response, is_no_leader, read_failure, write_failure
 from scheduler.ports import OutcomeUnknown, StoreUnavailable
-
-CONNECT_DEADLINE_S = 1.5
-"""For the channel to become ready, where it is not known to have failed; so that "unreachable" is said within 2 s."""
 
 READ_DEADLINE_S = 2.0
 """One read in all. A healthy member answers in milliseconds; an election at etcd's default timings takes about 1 s."""
 
-READ_ATTEMPT_S = 1.0
-"""One attempt of a read, so that a hung member costs half of the deadline and another is asked."""
-
 WRITE_DEADLINE_S = 3.0
-"""For the reply to a write: an election fits in, so that fewer writes end with an unknown outcome."""
+"""For the reply to a write: a disk that stalls for a moment fits in, so that fewer writes end with an unknown outcome."""
 
-MAX_ATTEMPTS = 3
-"""Of a call that may be repeated: the usual number of members."""
+WRITE_ATTEMPTS = 3
+"""Of a write that was refused for want of a leader: the usual number of members."""
 
-MAX_RECEIVE_BYTES = 32 << 20
-"""A refused transaction answers up to 128 values of 64 KiB (8 MiB); gRPC's default is 4 MiB."""
-
-KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
-"""etcd answers pings more often than every 5 s (--grpc-keepalive-min-time) with GOAWAY."""
-
-OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.lb_policy_name", "round_robin"),
-    *RECONNECT,
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    ("grpc.max_send_message_length", MAX_RECEIVE_BYTES),
-    ("grpc.enable_http_proxy", 0),  # the store is never behind the environment's web proxy
-    ("grpc.use_local_subchannel_pool", 1),  # two stores in one process share no connection and no backoff
-)
+LOOK_S = 0.05
+"""How often it is looked whether a write that takes long is lost."""
 
 
-class StoreClosed(StoreUnavailable):
-    """`close` was called, before the call or while it was under way."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files for mutual TLS. `server_name` is a name that every member's certificate carries; needed when there are several endpoints."""
+@dataclass(slots=True)
+class _Asked:
+    """One member that a read was sent to. `late`: it took longer than ANSWER_S."""
 
-    ca: Path
-    cert: Path
-    key: Path
-    server_name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EtcdConfig:
-    """Where etcd is: `host:port` per member. Several must be IP addresses of one family; a single one may be a name. No `tls`: plain text."""
-
-    endpoints: tuple[str, ...]
-    tls: TlsFiles | None = None
+    member: Member
+    since_s: float
+    late: bool = False
 
 
-def target(config: EtcdConfig) -> str:
-    """The gRPC target of the members. Raises ValueError for endpoints that one target cannot hold."""
-    if not config.endpoints:
-        raise ValueError("etcd needs at least one endpoint, as host:port")
-    hosts = [_host(endpoint) for endpoint in config.endpoints]
-    families = {_family(host) for host in hosts}
-    if families == {"dns"} and len(hosts) == 1:
-        return f"dns:///{config.endpoints[0]}"
-    if len(families) > 1 or families == {"dns"}:
-        raise ValueError("several etcd endpoints must be IP addresses of one family (or one DNS name that stands for all)")
-    if config.tls is not None and len(hosts) > 1 and not config.tls.server_name:
-        raise ValueError("several etcd endpoints with TLS need server_name: a name that every member's certificate carries")
-    return f"{families.pop()}:{','.join(config.endpoints)}"
-
-
-def _host(endpoint: str) -> str:
-    host, colon, port = endpoint.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not bare or not colon or not port.isdecimal() or "/" in host or (":" in bare) != (host != bare):
-        raise ValueError(f"etcd endpoint {endpoint!r} is not host:port (an IPv6 address in brackets, no scheme)")
-    return bare
-
-
-def _family(host: str) -> str:
-    try:
-        return "ipv4" if isinstance(ip_address(host), IPv4Address) else "ipv6"
-    except ValueError:
-        return "dns"
-
-
-def open_channel(config: EtcdConfig) -> grpc.aio.Channel:
-    """Reads the certificates; connects later. Raises ValueError, OSError (a certificate that cannot be read)."""
-    where = target(config)
-    if config.tls is None:
-        return grpc.aio.insecure_channel(where, options=OPTIONS)
-    tls = config.tls
-    credentials = grpc.ssl_channel_credentials(tls.ca.read_bytes(), tls.key.read_bytes(), tls.cert.read_bytes())
-    name = tls.server_name or _host(config.endpoints[0])
-    return grpc.aio.secure_channel(where, credentials, options=(*OPTIONS, ("grpc.ssl_target_name_override", name)))
+Failure = grpc.aio.AioRpcError | StoreUnavailable
+"""How one try of a read ended without an answer."""
 
 
 class EtcdConnection:
-    """The calls and streams of one channel. Make it inside a running event loop."""
+    """Make it inside a running event loop."""
 
     def __init__(self, config: EtcdConfig, clock: Clock) -> None:
-        self._channel = open_channel(config)
         self._clock = clock
-        self._stubs: dict[str, Any] = {}
-        self._streams: set[grpc.aio.StreamStreamCall[Any, Any]] = set()
-        self._closed = False
+        self.members = Members(config, clock)
+
+    # ---- reads
 
     async def read(self, method: Method[Request, Response], request: Request) -> Response:
-        """One call that changes nothing. Raises StoreUnavailable, RevisionCompacted."""
+        """One call that changes nothing, answered by whichever member does so first. Raises StoreUnavailable, RevisionCompacted."""
+        async with asyncio.TaskGroup() as group:
+            answer = await self._race(group, method, request)
+        if isinstance(answer, grpc.aio.AioRpcError):
+            raise read_failure(answer) from answer
+        if isinstance(answer, StoreUnavailable):
+            raise answer
+        return answer
+
+    async def _race(self, group: asyncio.TaskGroup, method: Method[Request, Response], request: Request) -> Response | Failure:
+        """Ask one member, and another where the first takes long or falls out, until one answers. Leaves no task behind in the group."""
         give_up_s = self._clock.monotonic_s() + READ_DEADLINE_S
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            await self.until_ready(give_up_s)
-            left_s = give_up_s - self._clock.monotonic_s()
-            try:
-                return await self._call(method, request, min(left_s, READ_ATTEMPT_S))
-            except grpc.aio.AioRpcError as error:
-                may_repeat = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-                if not may_repeat or attempt == MAX_ATTEMPTS or self._clock.monotonic_s() >= give_up_s:
-                    raise read_failure(error) from error
-        raise AssertionError("the last attempt returns or raises")
+        asked: dict[asyncio.Task[Response | Failure], _Asked] = {}
+        failure: Response | Failure = StoreUnavailable("no etcd member answered the read")
+        try:
+            while (now_s := self._clock.monotonic_s()) < give_up_s:
+                member = self.members.best(but_not=[one.member for one in asked.values()])
+                if member is None and not asked:
+                    member = await self.members.pick(give_up_s)
+                if member is not None:
+                    call = self._try(member, method, request, give_up_s - now_s)
+                    asked[group.create_task(call, name=f"{method.path} at {member.endpoint}")] = _Asked(member, now_s)
+                for task in await self._ended(asked, give_up_s):
+                    one, failure = asked.pop(task), task.result()
+                    if not isinstance(failure, grpc.aio.AioRpcError):
+                        return failure
+                    self.members.failed(one.member, failure)
+                    if failure.code() not in SILENCE:
+                        return failure
+        except StoreUnavailable as error:
+            return error
+        finally:
+            for task in asked:
+                task.cancel()
+        return failure
+
+    async def _try(self, member: Member, method: Method[Request, Response], request: Request, timeout_s: float) -> Response | Failure:
+        try:
+            return await self._call(member, method, request, timeout_s)
+        except (grpc.aio.AioRpcError, StoreClosed) as error:
+            return error
+
+    async def _ended(self, asked: "dict[asyncio.Task[T], _Asked]", give_up_s: float) -> "list[asyncio.Task[T]]":
+        """Those that have ended; none: one takes long, or there is news of the members, or it is time to give up."""
+        prompt_s = (one.since_s + ANSWER_S for one in asked.values() if not one.late)
+        timeout_s = max(min(*prompt_s, give_up_s, give_up_s) - self._clock.monotonic_s(), 0.0)
+        news: asyncio.Future[Any] = self.members.news
+        await asyncio.wait([*asked, news], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        now_s = self._clock.monotonic_s()
+        for task, one in asked.items():
+            if not one.late and not task.done() and now_s - one.since_s >= ANSWER_S:
+                one.late = True
+                self.members.doubt(one.member)
+        return [task for task in asked if task.done()]
+
+    async def read_of(self, member: Member, method: Method[Request, Response], request: Request) -> Response:
+        """The same of one member. Raises StoreUnavailable, RevisionCompacted."""
+        try:
+            return await self._call(member, method, request, READ_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            self.members.failed(member, error)
+            raise read_failure(error) from error
+
+    # ---- writes
 
     async def write(self, method: Method[Request, Response], request: Request) -> Response:
         """One call that changes something, sent once. Raises StoreUnavailable, OutcomeUnknown, LeaseLost."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            await self.until_ready(self._clock.monotonic_s() + CONNECT_DEADLINE_S)
+        give_up_s = self._clock.monotonic_s() + CONNECT_DEADLINE_S
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            member = await self.members.pick(give_up_s)
             try:
-                return await self._call(method, request, WRITE_DEADLINE_S)
+                return await self._send(member, method, request)
             except grpc.aio.AioRpcError as error:
-                if not is_no_leader(error) or attempt == MAX_ATTEMPTS:
+                self.members.failed(member, error)
+                if not is_no_leader(error) or attempt == WRITE_ATTEMPTS:
                     raise write_failure(error) from error
             except StoreClosed as error:
                 raise OutcomeUnknown("the store was closed before the reply") from error
         raise AssertionError("the last attempt returns or raises")
 
-    async def _call(self, method: Method[Request, Response], request: Request, timeout_s: float) -> Response:
-        stub = self._stubs.get(method.path)
-        if stub is None:
-            stub = self._channel.unary_unary(
-                method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
-            )
-            self._stubs[method.path] = stub
+    async def _send(self, member: Member, method: Method[Request, Response], request: Request) -> Response:
+        call = member.unary(method)(request, timeout=WRITE_DEADLINE_S, metadata=REQUIRE_LEADER)
+        vigil = _Vigil(self.members, member, call)
         try:
             with cancellation_kept():
-                response: Response = await stub(request, timeout=max(timeout_s, 0.0), metadata=REQUIRE_LEADER)
-        except asyncio.CancelledError:
-            self.raise_if_closed_under_us()
+                response: Response = await call
+        except asyncio.CancelledError as error:
+            self._raise_if_closed_under_us()
+            if vigil.gave_up and not _cancelled():
+                raise OutcomeUnknown("the member fell silent, or its leader changed, before the reply") from error
             raise
+        finally:
+            vigil.end()
+        self.members.heard(member, _term(response))
         return response
+
+    async def _call(self, member: Member, method: Method[Request, Response], request: Request, timeout_s: float) -> Response:
+        try:
+            with cancellation_kept():
+                response: Response = await member.unary(method)(request, timeout=max(timeout_s, 0.0), metadata=REQUIRE_LEADER)
+        except asyncio.CancelledError:
+            self._raise_if_closed_under_us()
+            raise
+        self.members.heard(member, _term(response))
+        return response
+
+    # ---- streams
+
+    async def until_ready(self, give_up_s: float) -> Member:
+        """A member that serves. Raises StoreUnavailable."""
+        return await self.members.pick(give_up_s)
 
     @contextmanager
     def stream(
-        self, method: Method[Request, Response], requests: AsyncIterator[Request], timeout_s: float | None = None
-    ) -> Iterator["grpc.aio.StreamStreamCall[Request, Response]"]:
+        self, member: Member, method: Method[Request, Response], requests: AsyncIterator[Request], timeout_s: float | None = None
+    ) -> Iterator["Stream[Response]"]:
         """A stream in both directions, cancelled at the end whatever happens. `requests` is drained by the stream's own task."""
         self.check_open()
-        stub: Any = self._channel.stream_stream(
+        stub: Any = member.channel.stream_stream(
             method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
         )
-        call: grpc.aio.StreamStreamCall[Request, Response] = stub(requests, timeout=timeout_s, metadata=REQUIRE_LEADER)
-        self._streams.add(call)
+        call = stub(requests, timeout=timeout_s, metadata=REQUIRE_LEADER)
+        self.members.opened(member, call)
         try:
-            yield call
+            yield Stream(self, member, call, method.response)
         finally:
             call.cancel()
-            self._streams.discard(call)
-
-    async def until_ready(self, give_up_s: float) -> None:
-        """Return when a member is connected; a channel whose members all failed is not waited for. Raises StoreUnavailable."""
-        self.check_open()
-        if self._channel.get_state() is grpc.ChannelConnectivity.READY:
-            return
-        try:
-            async with asyncio.timeout(min(CONNECT_DEADLINE_S, give_up_s - self._clock.monotonic_s())):
-                while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                    if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                        raise StoreUnavailable("no etcd member can be reached")
-                    await self._channel.wait_for_state_change(state)
-        except TimeoutError as error:
-            raise StoreUnavailable(f"no etcd member was reached within {CONNECT_DEADLINE_S} s") from error
+            member.streams.discard(call)
 
     def check_open(self) -> None:
         """Raises StoreUnavailable after `close`."""
-        if self._closed:
-            raise StoreClosed("the store is closed")
+        self.members.check_open()
 
-    def raise_if_closed_under_us(self) -> None:
+    def _raise_if_closed_under_us(self) -> None:
         """Closing cancels calls, which their callers see as CancelledError although nobody cancelled their task: tell the two apart."""
-        task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
+        if self.members.closed and not _cancelled():
             raise StoreClosed("the store was closed")
 
     async def close(self) -> None:
-        """Cancel what is under way and close the channel. Again is no error."""
-        self._closed = True
-        for call in tuple(self._streams):
-            call.cancel()
-        await self._channel.close()
+        """Cancel what is under way and close the channels. Again is no error."""
+        await self.members.close()
+
+
+class Stream(Generic[Response]):
+    """One stream of a member."""
+
+    def __init__(
+        self, connection: EtcdConnection, member: Member, call: "grpc.aio.StreamStreamCall[Any, Response]", kind: type[Response]
+    ) -> None:
+        self._connection = connection
+        self._kind = kind
+        self._call = call
+        self.member = member
+
+    async def read(self) -> Response:
+        """The next response. Raises StoreUnavailable when the stream has ended or failed, its member fell silent, or the store was closed."""
+        try:
+            with cancellation_kept():
+                response = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            self._connection.members.failed(self.member, error)
+            raise StoreUnavailable(f"{error.code().name}: {error.details()}") from error
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                raise
+            self._connection.check_open()
+            raise StoreUnavailable("the stream's member fell silent") from error
+        if not isinstance(response, self._kind):
+            raise StoreUnavailable("the server ended the stream")
+        self._connection.members.heard(self.member, _term(response))
+        return response
+
+    def doubt(self) -> None:
+        """It was silent for too long."""
+        self._connection.members.doubt(self.member)
+
+
+class _Vigil:
+    """Looks after a write under way: its member is doubted when it takes long, and it is ended (`gave_up`) when its answer will not come."""
+
+    def __init__(self, members: Members, member: Member, call: "grpc.aio.UnaryUnaryCall[Any, Any]") -> None:
+        self._members = members
+        self._member = member
+        self._call = call
+        self._term = member.term
+        self.gave_up = False
+        self._timer = asyncio.get_running_loop().call_later(ANSWER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._members.doubt(self._member)
+        self._look()
+
+    def _look(self) -> None:
+        if self._members.lost(self._member, self._term):
+            self.gave_up = True
+            self._call.cancel()
+            return
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+
+def _cancelled() -> bool:
+    """Whether somebody cancelled the task, rather than the call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _term(response: Message) -> int:
+    """What every response of etcd has in its header."""
+    term: int = response.header.raft_term  # type: ignore[attr-defined]
+    return term

@@ -8,13 +8,12 @@ renewed. Each renewal is a short stream of its own, so that it goes to another m
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
 import structlog
 
-from hostler.cancellation import cancellation_kept
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import Clock
-from scheduler.adapters.etcd_connection import EtcdConnection, StoreClosed
+from scheduler.adapters.etcd_connection import EtcdConnection
+from scheduler.adapters.etcd_members import StoreClosed
 from scheduler.adapters.etcd_wire import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE
 from scheduler.ports import LeaseLost, OutcomeUnknown, StoreUnavailable
 
@@ -82,17 +81,9 @@ class EtcdLease:
 
     async def _renew(self, timeout_s: float) -> int:
         """One renewal: the new TTL. Raises StoreUnavailable, LeaseLost."""
-        await self._connection.until_ready(self._clock.monotonic_s() + timeout_s)
-        try:
-            with self._connection.stream(LEASE_KEEP_ALIVE, self._request(), timeout_s) as call, cancellation_kept():
-                response = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise StoreUnavailable(f"{error.code().name}: {error.details()}") from error
-        except asyncio.CancelledError:
-            self._connection.raise_if_closed_under_us()
-            raise
-        if not isinstance(response, wire.LeaseKeepAliveResponse):
-            raise StoreUnavailable("the server ended the renewal")
+        member = await self._connection.until_ready(self._clock.monotonic_s() + timeout_s)
+        with self._connection.stream(member, LEASE_KEEP_ALIVE, self._request(), timeout_s) as stream:
+            response = await stream.read()
         if response.TTL <= 0:
             raise LeaseLost("the server does not know the lease any more")
         return response.TTL

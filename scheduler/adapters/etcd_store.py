@@ -12,7 +12,9 @@ import structlog
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import Clock, SystemClock
 from scheduler.adapters import etcd_lease
-from scheduler.adapters.etcd_connection import EtcdConfig, EtcdConnection
+from scheduler.adapters.etcd_channels import EtcdConfig
+from scheduler.adapters.etcd_connection import EtcdConnection
+from scheduler.adapters.etcd_members import Member
 from scheduler.adapters.etcd_watch import watch_events
 from scheduler.adapters.etcd_wire import RANGE, STATUS, TXN, after, key_bytes, key_value, prefix_range, txn_request, txn_result
 from scheduler.adapters.txn_limits import check_txn
@@ -36,7 +38,7 @@ PAGE_KEYS = 1000
 """Keys in one page: 20,000 keys of 200 bytes took 0.14 s in pages of this size and 0.12 s in one piece."""
 
 STATUS_PROBES = 6
-"""Calls that may be spent on learning one member's version: they go round the members, and other calls move the turn."""
+"""Calls that may be spent on learning one member's version: behind a name that stands for several they go round."""
 
 VERSION_DEADLINE_S = 2.0
 """For all of them; a watch waits for it when it opens a stream."""
@@ -49,7 +51,6 @@ class EtcdStore:
         self._clock = clock or SystemClock()
         self._connection = EtcdConnection(config, self._clock)
         self._progress_interval_s = progress_interval_s
-        self._versions: dict[int, str] = {}
 
     async def get(self, key: str) -> Got:
         response = await self._connection.read(RANGE, wire.RangeRequest(key=key_bytes(key)))
@@ -97,28 +98,26 @@ class EtcdStore:
             version_of=self._member_version,
         )
 
-    async def _member_version(self, member_id: int) -> str:
-        """The version of one member; empty when it could not be learned.
+    async def _member_version(self, member: Member, member_id: int) -> str:
+        """The version of the one of that id behind a member (a name may stand for several); empty when it could not be learned.
 
         Asked anew for every stream: a member that comes back may have been upgraded, or downgraded.
         """
-        self._versions.pop(member_id, None)
         try:
             async with asyncio.timeout(VERSION_DEADLINE_S):
                 for _ in range(STATUS_PROBES):
-                    await self.status()
-                    if member_id in self._versions:
-                        break
+                    response = await self._connection.read_of(member, STATUS, wire.StatusRequest())
+                    if response.header.member_id == member_id:
+                        return response.version
         except (TimeoutError, StoreUnavailable) as error:
             log.info("etcd member's version not learned", member_id=f"{member_id:x}", reason=str(error))
-        return self._versions.get(member_id, "")
+        return ""
 
     async def grant(self, ttl_s: int) -> Lease:
         return await etcd_lease.grant(self._connection, ttl_s, self._clock)
 
     async def status(self) -> StoreStatus:
         response = await self._connection.read(STATUS, wire.StatusRequest())
-        self._versions[response.header.member_id] = response.version
         return StoreStatus(response.version, f"{response.header.cluster_id:016x}", response.dbSize, is_etcd=True)
 
     async def close(self) -> None:

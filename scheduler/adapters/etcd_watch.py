@@ -9,13 +9,12 @@ lives. `watch_events` opens streams, and opens another when one fails, falls sil
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-import grpc
 import structlog
 
-from hostler.cancellation import cancellation_kept
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import Clock
-from scheduler.adapters.etcd_connection import EtcdConnection
+from scheduler.adapters.etcd_connection import EtcdConnection, Stream
+from scheduler.adapters.etcd_members import Member
 from scheduler.adapters.etcd_wire import WATCH, key_event, prefix_range
 from scheduler.ports import RevisionCompacted, StoreUnavailable, WatchBatch
 
@@ -30,7 +29,7 @@ CREATE_TIMEOUT_S = 3.0
 """For the first response of a stream; a member that has a leader answers at once."""
 
 SILENT_INTERVALS = 2
-"""Progress requests that may go unanswered before the stream counts as dead: a hung member is left after two intervals."""
+"""Progress requests that may go unanswered before the stream counts as dead, if its member's silence was not noticed before."""
 
 RECONNECT_FIRST_S, RECONNECT_LIMIT_S = 0.05, 1.0
 LOG_EVERY_FAILURES = 30
@@ -97,21 +96,21 @@ async def watch_events(
     *,
     clock: Clock,
     interval_s: float,
-    version_of: Callable[[int], Awaitable[str]],
+    version_of: Callable[[Member, int], Awaitable[str]],
 ) -> AsyncGenerator[WatchBatch, None]:
-    """The events of a prefix. `version_of`: member id to server version ("" when it cannot be learned). Raises as `Store.watch` does."""
+    """The events of a prefix. `version_of`: the version of that id behind a member ("": not learned). Raises as `Store.watch` does."""
     cursor = WatchCursor(from_revision)
     failures = 0
     while True:
         try:
-            await connection.until_ready(clock.monotonic_s() + CREATE_TIMEOUT_S)
-            with connection.stream(WATCH, _requests(prefix, cursor.next_revision, clock, interval_s)) as call:
+            member = await connection.until_ready(clock.monotonic_s() + CREATE_TIMEOUT_S)
+            with connection.stream(member, WATCH, _requests(prefix, cursor.next_revision, clock, interval_s)) as stream:
                 cursor.begin()
-                created = await _next(connection, call, CREATE_TIMEOUT_S)
+                created = await _next(stream, CREATE_TIMEOUT_S)
                 cursor.take(created, answers_ordered=False)
-                ordered = answers_are_ordered(await version_of(created.header.member_id))
+                ordered = answers_are_ordered(await version_of(member, created.header.member_id))
                 while True:
-                    response = await _next(connection, call, SILENT_INTERVALS * interval_s)
+                    response = await _next(stream, SILENT_INTERVALS * interval_s)
                     batch = cursor.take(response, answers_ordered=ordered)
                     failures = 0
                     if batch is not None:
@@ -137,21 +136,11 @@ async def _requests(prefix: str, from_revision: int, clock: Clock, interval_s: f
         yield wire.WatchRequest(progress_request=wire.WatchProgressRequest())
 
 
-async def _next(
-    connection: EtcdConnection, call: "grpc.aio.StreamStreamCall[wire.WatchRequest, wire.WatchResponse]", timeout_s: float
-) -> wire.WatchResponse:
+async def _next(stream: Stream[wire.WatchResponse], timeout_s: float) -> wire.WatchResponse:
     """The next response. Raises StoreUnavailable when the stream ended, failed, was silent for too long, or the store was closed."""
     try:
         async with asyncio.timeout(timeout_s):
-            with cancellation_kept():
-                response = await call.read()
+            return await stream.read()
     except TimeoutError as error:
+        stream.doubt()
         raise StoreUnavailable(f"no response on a watch for {timeout_s} s") from error
-    except grpc.aio.AioRpcError as error:
-        raise StoreUnavailable(f"{error.code().name}: {error.details()}") from error
-    except asyncio.CancelledError:
-        connection.raise_if_closed_under_us()
-        raise
-    if not isinstance(response, wire.WatchResponse):
-        raise StoreUnavailable("the server ended the watch")
-    return response

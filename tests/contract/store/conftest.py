@@ -7,7 +7,7 @@ import pytest
 
 from hostlerlab.etcd import EtcdCluster
 from hostlerlab.shell import run
-from scheduler.adapters.etcd_connection import EtcdConfig
+from scheduler.adapters.etcd_channels import EtcdConfig
 from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.adapters.memory_store import MemoryServer
 from scheduler.ports import Store

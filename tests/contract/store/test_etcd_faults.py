@@ -11,7 +11,8 @@ import pytest
 from hostler.internal.etcd.v1 import wire_pb2 as wire
 from hostler.server.clock import SystemClock
 from hostlerlab.etcd import EtcdCluster
-from scheduler.adapters.etcd_connection import EtcdConfig, EtcdConnection
+from scheduler.adapters.etcd_channels import EtcdConfig
+from scheduler.adapters.etcd_connection import EtcdConnection
 from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.adapters.etcd_watch import WatchCursor, answers_are_ordered
 from scheduler.adapters.etcd_wire import WATCH, prefix_range
@@ -170,11 +171,10 @@ async def test_requested_progress_is_not_proof_on_this_server(etcd: EtcdCluster)
         ordered = answers_are_ordered((await store.status()).version)
         cursor = WatchCursor(start)
         found: list[KeyValue] = []
-        await connection.until_ready(clock.monotonic_s() + 1)
-        with connection.stream(WATCH, _impatient("overtaken/", start)) as call:
+        member = await connection.until_ready(clock.monotonic_s() + 1)
+        with connection.stream(member, WATCH, _impatient("overtaken/", start)) as stream:
             while len(found) < 200:
-                response = await call.read()
-                assert isinstance(response, wire.WatchResponse)
+                response = await stream.read()
                 batch = cursor.take(response, answers_ordered=ordered)
                 found += [event.item for event in batch.events if isinstance(event, KeyPut)] if batch else []
     await connection.close()

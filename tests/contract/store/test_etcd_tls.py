@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from hostlerlab.etcd import EtcdCluster, Tls
-from scheduler.adapters.etcd_connection import EtcdConfig, TlsFiles
+from scheduler.adapters.etcd_channels import EtcdConfig, TlsFiles
 from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.ports import Committed, OutcomeUnknown, Put, StoreUnavailable
 from tests.contract.store.subject import etcd_cluster

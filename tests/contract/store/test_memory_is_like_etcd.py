@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hostlerlab.etcd import EtcdCluster
-from scheduler.adapters.etcd_connection import EtcdConfig
+from scheduler.adapters.etcd_channels import EtcdConfig
 from scheduler.adapters.etcd_store import EtcdStore
 from scheduler.adapters.memory_store import MemoryServer
 from scheduler.ports import (

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostler.internal.etcd.v1 import wire_pb2 as wire
-from scheduler.adapters.etcd_connection import EtcdConfig, TlsFiles, target
+from scheduler.adapters.etcd_channels import EtcdConfig, TlsFiles, targets
 from scheduler.adapters.etcd_wire import key_bytes, key_value, prefix_range, read_failure, write_failure
 from scheduler.ports import LeaseLost, OutcomeUnknown, RevisionCompacted, StoreUnavailable
 

@@ -34,22 +34,26 @@ class ResponseHeader(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RAFT_TERM_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     """Of the cluster; a restored cluster has another one."""
     member_id: _builtins.int
     """Of the member that answered."""
     revision: _builtins.int
     """The store's revision when the request was applied; in a progress answer, everything up to it was sent."""
+    raft_term: _builtins.int
+    """Raft's term at the member that answered: it grows with every election."""
     def __init__(
         self,
         *,
         cluster_id: _builtins.int = ...,
         member_id: _builtins.int = ...,
         revision: _builtins.int = ...,
+        raft_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "member_id", b"member_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "member_id", b"member_id", "raft_term", b"raft_term", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
