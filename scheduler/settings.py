@@ -17,7 +17,8 @@ class TlsSettings:
 
 @dataclass(frozen=True, slots=True)
 class EtcdSettings:
-    """The cluster's store. Client certificate files: all three or none; `server_name` is a name every member's certificate carries."""
+    """The cluster's store. Client certificate files: all three or none; `server_name` is a name every member's certificate
+    carries (empty: each carries its own endpoint's)."""
 
     endpoints: tuple[str, ...]
     ca: Path | None = None

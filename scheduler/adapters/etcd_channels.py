@@ -15,14 +15,15 @@ MAX_RECEIVE_BYTES = 32 << 20
 """A refused transaction answers up to 128 values of 64 KiB (8 MiB); gRPC's default is 4 MiB."""
 
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
-"""etcd answers pings more often than every 5 s (--grpc-keepalive-min-time) with GOAWAY."""
+"""While there are calls or streams. etcd answers pings more often than every 5 s (--grpc-keepalive-min-time) with GOAWAY, and those on a connection
+without calls too; such a connection is found dead when it is used."""
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.lb_policy_name", "round_robin"),  # where one name stands for several addresses
     *RECONNECT,
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", MAX_RECEIVE_BYTES),

@@ -187,6 +187,8 @@ class Members:
                     break
                 self.doubt(member)
                 await self._clock.sleep(PROBE_PAUSE_S)
+            if member is self._members[0] and member.proved_s == 0.0:
+                self._preferred = member  # whoever was sooner: which one is turned to is the configuration's choice
             if not member.proved:
                 member.proved, member.proved_s = True, self._clock.monotonic_s()
                 self._after(GRACE_S + SLACK_S, self._cut_streams)
