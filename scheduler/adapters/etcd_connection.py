@@ -78,7 +78,8 @@ class EtcdConnection:
         failure: Response | Failure = StoreUnavailable("no etcd member answered the read")
         try:
             while (now_s := self._clock.monotonic_s()) < give_up_s:
-                member = self.members.best(but_not=[one.member for one in asked.values()])
+                late = all(one.late for one in asked.values())
+                member = self.members.best(but_not=[one.member for one in asked.values()]) if late else None
                 if member is None and not asked:
                     member = await self.members.pick(give_up_s)
                 if member is not None:
