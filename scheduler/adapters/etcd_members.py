@@ -38,8 +38,8 @@ PROBE_DEADLINE_S = 2.0
 """Of one probe. Long, because each way in which it is held up ends with an answer: the member goes on, or it has a leader again."""
 
 PROBE_PAUSE_S = 0.1
-"""After a probe that was refused. A leader just elected needs the time to commit its first entry: before 3.5, etcd forgets a read that comes earlier
-and answers none for seconds after it (etcd issue 9566)."""
+"""After a probe that was refused. A leader just elected needs the time to commit its first entry: etcd forgets a read that comes earlier, and answers
+none until it asks its own leader again (after 0.5 s; old servers after seconds, etcd issue 9566)."""
 
 QUIET_S = 2.0
 """A member with streams that answered nothing for so long is asked."""
