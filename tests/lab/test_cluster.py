@@ -6,6 +6,7 @@ One lab and one cluster for all cases; each case makes its own VM and leaves the
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import grpc
@@ -357,6 +358,43 @@ async def test_a_migration_is_foretold_and_its_limits_are_changed_while_it_copie
     assert done.migration.iterations >= 1
     after = await probe.ask(await address_of(cluster, await client.vm("tuned-1")))
     assert after.boot_id == before.boot_id
+
+
+@pytest.mark.slow
+@emulated
+async def test_a_node_is_drained_live_and_cold_in_its_turn(client: Client, stage: real.Real, cluster: LabCluster) -> None:
+    """A drain that restarts a guest, moves more than two at once, starts a VM that is off, or leaves a domain behind on the host that was emptied."""
+    off = (await client.wait(await client.create("drain-off", memory_mib=128, node="nodes/n1", start=False))).vm
+    async with AsyncExitStack() as stack:
+        watched = []
+        for number in range(3):  # one after the other: emulated guests that boot at once keep each other from it
+            vm = await client.made(f"drain-{number}", memory_mib=128, node="nodes/n1")
+            watched.append(await stack.enter_async_context(stage.watch(vm)))
+            await watched[-1].settle()
+        drain = await client.nodes.DrainNode(nodes_pb2.DrainNodeRequest(name="nodes/n1"), timeout=CALL_S)
+        most_at_once, waited = 0, set[str]()
+        async with aclosing(client.follow(drain)) as followed:
+            async for _ in followed:
+                listed = await client.operations.ListOperations(operations_pb2.ListOperationsRequest(), timeout=CALL_S)
+                moves = [one for one in listed.operations if one.verb == "MigrateVM" and not one.done and not one.migration.cold]
+                most_at_once = max(most_at_once, sum(one.phase in ("DESTINATION_READY", "COPYING", "COMMITTED") for one in moves))
+                waited |= {one.reason for one in moves if "turn" in one.reason}
+        done = await client.wait(drain)
+        assert done.state == SUCCEEDED, done.error.message
+        assert done.reason == "4 of 4 moved."
+        for one in watched:
+            await one.settle()
+        seen = [one.seen() for one in watched]
+    assert [(one.sequence_gaps, one.reconnects, one.boot_ids) for one in seen] == [(0, 0, 1)] * 3
+    assert most_at_once <= 2
+    assert all("n1 sends 2 already" in reason for reason in waited)
+    after = await client.vm("drain-off")
+    assert (after.state, after.epoch, after.node != off.node) == (vm_pb2.VM.STOPPED, off.epoch + 1, True)
+    assert not cluster.lab.hosts["n1"].virsh("list", "--all", "--name").split()
+    await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name="nodes/n1"), timeout=CALL_S)
+    started = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name=off.name), timeout=CALL_S))
+    assert started.state == SUCCEEDED, started.error.message
+    assert (await probe.ask(await address_of(cluster, started.vm))).disk_foreign == 0
 
 
 async def until_node(client: Client, node_id: str, wanted: Callable[[node_pb2.Node], bool]) -> None:

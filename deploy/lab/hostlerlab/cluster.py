@@ -108,10 +108,11 @@ class LabCluster:
         _issue(self.folder, wanted)
 
     def _scheduler(self, replica: str, index: int) -> Unit:
-        config = self.folder / f"{replica}.toml"
+        config, members = self.folder / f"{replica}.toml", self.etcd.endpoints
+        first = index % len(members)  # each replica turns to another member first, as deploy/systemd/scheduler.toml advises
         config.write_text(
             f'listen = "{GATEWAY}:{SCHEDULER_PORT + index}"\n\n{_tls(self.folder, "scheduler", replica)}\n'
-            f"[etcd]\nendpoints = {_list(self.etcd.endpoints)}\n"
+            f"[etcd]\nendpoints = {_list([*members[first:], *members[:first]])}\n"
         )
         program = [*self.daemons.launch("hostler-scheduler", replica), "--config", str(config)]
         return Unit(replica, program, restart_s=1.0, watchdog_s=self.daemons.watchdog_s, restart="always")
