@@ -5,6 +5,8 @@ SHELL := bash
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Every worker of the tests and every command they start would compile all it imports: that is a third of `make check`.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup check test test-all explore sweep bench-migration demo dev lint types proto-lint generate clean lab-free
 
