@@ -11,7 +11,7 @@ from hostler.cli import context as context_commands
 from hostler.cli import flavor, node, operation, pool, vm, volume
 from hostler.cli.exit_codes import EPILOG, ExitCode
 from hostler.cli.output import NONE, say, short, table
-from hostler.cli.plugins import PluginGroup
+from hostler.cli.plugins import PluginGroup, group
 from hostler.cli.session import Target, run
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ COMMANDS: tuple[tuple[typer.Typer, str, tuple[str, ...]], ...] = (
 """Each with the other names that users of kubectl and incus type; help does not show those."""
 
 for commands, name, others in COMMANDS:
-    app.add_typer(commands, name=name)
+    group(commands, name)
     for other in others:
-        app.add_typer(commands, name=other, hidden=True)
+        group(commands, other, hidden=True)
 
 
 @app.callback()

@@ -1,7 +1,8 @@
-"""Commands that other distributions bring: entry points in the group `hostler.commands`, each a typer.Typer.
+"""Commands that are made when they are asked for: making all of them would take longer than most commands do.
 
-They are found by name and loaded when one is used, so that `hostler --help` costs no daemon's imports. Those that belong to Hostler itself are
-listed even when their distribution is absent, and then say what to install.
+Those that other distributions bring are entry points in the group `hostler.commands`, each a typer.Typer. They are found by name and loaded when one
+is used, so that `hostler --help` costs no daemon's imports. Those that belong to Hostler itself are listed even when their distribution is absent,
+and then say what to install.
 """
 
 # ruff: noqa: ANN401  typer's click is private: its contexts and commands have no public type
@@ -39,8 +40,53 @@ def installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
+def group(commands: typer.Typer, name: str, *, hidden: bool = False) -> None:
+    """Make `commands` known under that name; as `add_typer`, but nothing is made of them yet."""
+    _GROUPS[name] = _Unmade(commands, name, hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unmade:
+    """A group that nobody has asked for."""
+
+    commands: typer.Typer
+    name: str
+    hidden: bool
+
+    def made(self) -> Any:
+        around = typer.Typer(add_completion=False)
+        around.add_typer(self.commands, name=self.name, hidden=self.hidden)
+        return typer.main.get_group(around).commands[self.name]
+
+
+_GROUPS: dict[str, _Unmade] = {}
+
+
+class _Commands(dict[str, Any]):
+    """By name; an unmade one is made when it is looked at."""
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        if isinstance(found, _Unmade):
+            found = self[name] = found.made()
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default  # noqa: SIM401 that is this method
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+
 class PluginGroup(TyperGroup):
     """The commands of this package, then plug-ins; a plug-in cannot take the place of one of ours."""
+
+    def __init__(self, *, commands: Any = None, **more: Any) -> None:
+        super().__init__(commands=commands, **more)
+        self.commands = _Commands({**self.commands, **_GROUPS})
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = super().list_commands(ctx)
