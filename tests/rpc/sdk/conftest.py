@@ -18,6 +18,7 @@ from hostler.api.type.v1.node_pb2 import Node
 from hostler.cluster import Cluster, connect
 from hostler.watch import Updated
 from tests.rpc.brisk import BRISK
+from tests.rpc.sdk import warm
 
 CLI_S = 30.0
 
@@ -115,12 +116,14 @@ class Cli:
     """`hostler`, in a process of its own, with the environment that `hostler dev` prints."""
 
     environment: dict[str, str]
+    cold: bool = False
+    """Start it as a shell does, imports and all."""
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str) -> "asyncio.subprocess.Process | warm.Command":
+        if not self.cold:
+            return await warm.start(arguments, self.environment)
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "hostler.cli",
+            str(Path(sys.executable).with_name("hostler")),
             *arguments,
             env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,

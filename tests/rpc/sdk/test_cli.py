@@ -65,7 +65,7 @@ async def test_exit_status_says_what_kind_of_no_it_is(cli: Cli, sdk: Cluster, cl
 
 async def test_without_settings_it_says_which() -> None:
     """A newcomer who is told nothing but "failed"."""
-    ran = await Cli(environment())("vm", "list")
+    ran = await Cli(environment(), cold=True)("vm", "list")
     assert ran.status == 2
     assert "HOSTLER_ENDPOINT" in ran.err
 

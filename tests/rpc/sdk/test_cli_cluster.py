@@ -90,13 +90,14 @@ async def test_a_shell_completes_names(cli: Cli, sdk: Cluster) -> None:
     await made(sdk, "web-1", start=False)
     await made(sdk, "db-1", start=False)
     await sdk.create_flavor("small", vcpus=1, memory_mib=64)
-    vm, node, flavor, nobody = await asyncio.gather(
-        completed("hostler vm get w", **cli.environment),
-        completed("hostler vm migrate web-1 --to ", **cli.environment),
-        completed("hostler vm create web-2 --flavor ", **cli.environment),
-        completed("hostler --endpoint 127.0.0.1:1 vm get ", **cli.environment),
-    )
-    assert (vm, node, flavor, nobody) == (["web-1"], ["n1", "n2", "n3"], ["small"], [])
+    offered = {  # one after the other: each has a second and a half in all
+        "hostler vm get w": ["web-1"],
+        "hostler vm migrate web-1 --to ": ["n1", "n2", "n3"],
+        "hostler vm create web-2 --flavor ": ["small"],
+        "hostler --endpoint 127.0.0.1:1 vm get ": [],
+    }
+    for words, names in offered.items():
+        assert await completed(words, **cli.environment) == names, words
 
 
 async def test_pools_with_their_locks_and_what_a_live_move_costs(cli: Cli, sdk: Cluster) -> None:

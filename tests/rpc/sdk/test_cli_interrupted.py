@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -45,7 +46,7 @@ async def test_ctrl_c_before_the_answer_says_how_to_repeat_it(slow: tuple[Slow, 
     """A VM that its owner does not know of, and "exists already" for whoever tries again."""
     servicer, cli = slow
     async with asyncio.timeout(CLI_S):
-        process = await cli.start(*CREATE)
+        process = await replace(cli, cold=True).start(*CREATE)
         request = await servicer.asked.get()
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
