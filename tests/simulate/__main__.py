@@ -49,7 +49,7 @@ def main() -> int:
     count, operations, faults, virtual_s = 0, 0, 0, 0.0
     seeds = list(seeds_of(asked.seeds))
     one = partial(live, story=asked.story, mutation=asked.mutation)
-    with multiprocessing.get_context("spawn").Pool(asked.jobs, prepare, (asked.story,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(asked.jobs, len(seeds)), prepare, (asked.story,)) as pool:
         for run in pool.imap_unordered(one, seeds, chunksize=1):
             count, operations, faults, virtual_s = count + 1, operations + run.operations, faults + run.faults, virtual_s + run.virtual_s
             hit.update(run.hit)
