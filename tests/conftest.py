@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import examples  # noqa: F401 the profiles, before one is asked for
+
 LIST = Path(__file__).parent / "cannot_run_here.txt"
 
 

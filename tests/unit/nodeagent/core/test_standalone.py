@@ -23,6 +23,7 @@ from nodeagent.core.ledger import Account
 from nodeagent.core.observed import PoolView
 from nodeagent.core.standalone import Host, HostRecords, Step, after
 from nodeagent.core.standalone_steps import By
+from tests.examples import share
 
 CAPACITY = {CPU_MILLI: 1000, memory_key(0): 2000, memory_key(1): 1000, pool_key("local"): 5000}
 POOLS = (
@@ -207,7 +208,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLives.settings = settings(max_examples=share(150), stateful_step_count=40, deadline=None)
 
 
 # ---- decisions

@@ -24,6 +24,7 @@ from scheduler.core.claims import (
     recount,
 )
 from scheduler.core.records import ClaimKind, ClaimRecord, LedgerRecord, VolumeRecord, VolumeState, claim_key, ledger_key, shared_pool_key
+from tests.examples import share
 
 KEYS = (CPU_MILLI, memory_key(0), pool_key("local"))
 CHARGES = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 60))
@@ -123,7 +124,7 @@ class Ledgers(RuleBasedStateMachine):
 
 
 TestLedgers = Ledgers.TestCase
-TestLedgers.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLedgers.settings = settings(max_examples=share(60), stateful_step_count=25, deadline=None)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), st.integers(1, 100)), CHARGES, CHARGES)

@@ -20,6 +20,7 @@ from scheduler.core.records import (
 )
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.turns import AGES_MS, HOLD_BACK_FIRST_MS, HOLD_BACK_MOST_MS, Limits, held_back_ms, queue, turn
+from tests.examples import share
 from tests.unit.scheduler.core.kept import Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -99,7 +100,7 @@ WISHES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share(200), deadline=None)
 @given(WISHES, st.lists(st.integers(0, 39), max_size=60))
 def test_never_more_than_the_limits_and_all_have_their_turn(wishes: list[tuple[str, str, Priority]], ends: list[int]) -> None:
     """A node that sends three at once, or one that waits though nothing is in its way: whatever is asked, in whatever order they end."""
@@ -118,7 +119,7 @@ def test_never_more_than_the_limits_and_all_have_their_turn(wishes: list[tuple[s
     assert all(kept.record.done for kept in moves.state.operations.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=share(100), deadline=None)
 @given(st.data())
 def test_one_that_waits_is_not_overtaken_for_ever(data: st.DataObject) -> None:
     """A LOW one that never goes because somebody always comes with HIGH, or with a move that needs one node less."""

@@ -17,9 +17,10 @@ from scheduler.core.placement.reject import Rule
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.records import LedgerRecord, NodeState
 from scheduler.core.view import ClusterView, Health, NodeView
+from tests.examples import share
 from tests.unit.scheduler.core.placement.clusters import DEMANDING, LOCAL, SHARED, clusters, requests, roomy
 
-laws = settings(max_examples=400, deadline=None)
+laws = settings(max_examples=share(400), deadline=None)
 seeds = st.integers(0, 2**64 - 1)
 
 
