@@ -49,6 +49,26 @@ def test_other_people_s_words_mean_the_same_and_are_not_shown() -> None:
     assert {path[0] for path in shown if path} == {"vm", "node", "volume", "pool", "flavor", "op", "context", "version"}
 
 
+SPARING = """
+import sys
+from hostler.cli import plugins
+from hostler.cli.__main__ import app
+
+made = []
+plugins._Unmade.made = lambda self, before=plugins._Unmade.made: (made.append(self.name), before(self))[1]
+app(["context", "list"], standalone_mode=False)
+print(made, sorted({"grpc", "rich", "markdown_it", "hostler.cluster"} & set(sys.modules)))
+"""
+
+
+async def test_a_command_costs_nothing_that_it_does_not_need() -> None:
+    """Half a second before each answer: gRPC, Markdown, or every other command made on the way."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", SPARING, env=environment(), stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(CLI_S):
+        out, _ = await process.communicate()
+    assert out.decode().splitlines()[-1] == "['context'] []"
+
+
 async def completed(words: str, **more: str) -> list[str]:
     """What a shell offers after these words."""
     process = await asyncio.create_subprocess_exec(
