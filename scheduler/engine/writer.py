@@ -52,6 +52,32 @@ class Writer:
         wrote, _ = await self._carry_out(plan, extra)
         return wrote
 
+    async def apply_at_once(self, decide: Callable[[ClusterState], Transaction | None]) -> int:
+        """As `apply`, where a guest stands still meanwhile: the revision of the write, 0 if nothing was to be written.
+
+        It is decided on this replica's own copy first, which may be behind the store: the guards refuse what it got wrong, and that there is
+        nothing to write is believed of the newest state alone. The copy may not have the write yet when this returns.
+        """
+        transaction = decide(self._mirror.state)
+        if transaction is not None:
+            compares, writes = guards_and_writes(transaction)
+            try:
+                result = await self._store.txn(compares, writes)
+            except (OutcomeUnknown, StoreUnavailable) as error:
+                log.warning("a write at once failed, deciding on the newest state", error=str(error))
+            else:
+                if isinstance(result, Committed):
+                    return result.revision
+        written: list[bool] = []
+
+        def plan(state: ClusterState) -> tuple[None, Transaction]:
+            transaction = decide(state)
+            written.append(transaction is not None)
+            return None, transaction or Transaction()
+
+        _, revision = await self._carry_out(plan, ())
+        return revision if written[-1] else 0
+
     async def _carry_out(self, plan: Callable[[ClusterState], tuple[T, Transaction]], extra: tuple[Compare, ...]) -> tuple[T, int]:
         state = await self._mirror.refresh()
         for _ in range(MAX_TRIES):

@@ -9,7 +9,7 @@ import structlog
 from hostler.errors import Conflict, NotFound, PermissionDenied, Reason, Unavailable
 from hostler.internal.v1 import cluster_link_pb2, cluster_link_pb2_grpc
 from hostler.model.node import NodeReport, VMStatus
-from hostler.model.owner import OwnerRead
+from hostler.model.owner import OwnerRead, OwnerState
 from hostler.server.identity import PrincipalKind, current_principal
 from hostler.server.internal_wire import inventory_from_wire, owner_to_wire
 from scheduler.core.decide_nodes import owned_by, register, take_report, take_status
@@ -20,6 +20,9 @@ from scheduler.core.transaction import Transaction
 from scheduler.engine.liveness import INTERVAL_S
 from scheduler.ports import NodeUnreachable, StoreUnavailable
 from scheduler.rpc.api import Api
+
+AWAIT_COMMIT_S = 1.5
+"""A caller that waits for a commit is answered after this in any case: below its deadline, so that an answer is never older than any other read's."""
 
 Context = grpc.aio.ServicerContext[object, object]
 log = structlog.get_logger()
@@ -76,18 +79,45 @@ class ClusterLinkService(cluster_link_pb2_grpc.ClusterLinkServiceServicer):
         state = await self._api.read()
         return owner_to_wire(_read(state, _vm(state, request.vm_uid)))
 
-    async def CommitHandoff(self, request: cluster_link_pb2.CommitHandoffRequest, context: Context) -> cluster_link_pb2.OwnerRecord:
+    async def AwaitCommit(self, request: cluster_link_pb2.AwaitCommitRequest, context: Context) -> cluster_link_pb2.OwnerRecord:
+        """The first look is at the newest state, so what the watch brings after it was written after the question: a linearizable read, whose answer
+        needs no other look at the store."""
+        _only_a_node()
         state = await self._api.read()
+        end_s = self._api.clock.monotonic_s() + AWAIT_COMMIT_S
+        while True:
+            kept = _vm(state, request.vm_uid)
+            owner, left_s = kept.record.owner, end_s - self._api.clock.monotonic_s()
+            if left_s <= 0 or owner.state is not OwnerState.HANDOFF or owner.operation_id != request.operation_id:
+                return owner_to_wire(_read(state, kept))
+            await self._api.mirror.await_change(state.revision, left_s)
+            state = self._api.mirror.state
+
+    async def CommitHandoff(self, request: cluster_link_pb2.CommitHandoffRequest, context: Context) -> cluster_link_pb2.OwnerRecord:
+        """A guest stands still for as long as this takes: one transaction and nothing else, where this replica knows the record that it compares."""
+        kept = self._api.mirror.state.vm_by_uid(request.vm_uid)
+        if kept is not None and kept.revision == request.owner_revision:
+            state = self._api.mirror.state  # the very record that the transaction compares, so also the one to judge the caller by
+        else:
+            state = await self._api.read()
         owner = _vm(state, request.vm_uid).record.owner
         if current_principal().id not in (owner.node_id, owner.destination_node_id):
             _source_of(state, request.operation_id)
-        committed = await self._api.writer.apply(
-            lambda state: commit_handoff(state, request.vm_uid, request.operation_id, request.owner_revision)
-        )
-        state = await self._api.read()
-        kept = _vm(state, request.vm_uid)
-        log.info("commit of a handoff", operation=request.operation_id, committed=committed, epoch=kept.record.owner.epoch)
-        return owner_to_wire(_read(state, kept))
+        written: list[VMRecord] = []
+
+        def decide(state: ClusterState) -> Transaction | None:
+            transaction = commit_handoff(state, request.vm_uid, request.operation_id, request.owner_revision)
+            written.extend(record for record in (transaction.puts.values() if transaction else ()) if isinstance(record, VMRecord))
+            return transaction
+
+        revision = await self._api.writer.apply_at_once(decide)
+        if revision:
+            answer = OwnerRead(request.vm_uid, written[-1].owner, revision, revision)
+        else:
+            state = await self._api.read()
+            answer = _read(state, _vm(state, request.vm_uid))
+        log.info("commit of a handoff", operation=request.operation_id, committed=bool(revision), epoch=answer.owner.epoch)
+        return owner_to_wire(answer)
 
     async def _register(self, report: NodeReport, boot_id: str, endpoint: str, laid_down: bool) -> NodeRecord:
         written: list[NodeRecord] = []

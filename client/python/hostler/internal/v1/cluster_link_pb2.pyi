@@ -183,6 +183,32 @@ class GetOwnerRequest(_message.Message):
 Global___GetOwnerRequest: _TypeAlias = GetOwnerRequest  # noqa: Y015
 
 @_typing.final
+class AwaitCommitRequest(_message.Message):
+    """See ClusterLinkService.AwaitCommit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_UID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    vm_uid: _builtins.str
+    """The VM's uid."""
+    operation_id: _builtins.str
+    """The handoff whose commit the caller waits for."""
+    def __init__(
+        self,
+        *,
+        vm_uid: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_id", b"operation_id", "vm_uid", b"vm_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitCommitRequest: _TypeAlias = AwaitCommitRequest  # noqa: Y015
+
+@_typing.final
 class OwnerRecord(_message.Message):
     """Who may run a VM."""
 

@@ -50,6 +50,11 @@ class ClusterLinkServiceStub:
                 request_serializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.GetOwnerRequest.SerializeToString,
                 response_deserializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.FromString,
                 _registered_method=True)
+        self.AwaitCommit = channel.unary_unary(
+                '/hostler.internal.v1.ClusterLinkService/AwaitCommit',
+                request_serializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.AwaitCommitRequest.SerializeToString,
+                response_deserializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.FromString,
+                _registered_method=True)
         self.CommitHandoff = channel.unary_unary(
                 '/hostler.internal.v1.ClusterLinkService/CommitHandoff',
                 request_serializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.CommitHandoffRequest.SerializeToString,
@@ -83,6 +88,14 @@ class ClusterLinkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitCommit(self, request, context):
+        """The owner record of one VM, read linearizably like GetOwner, but not before it stops being in handoff by that operation: answers the record
+        with which that ended, or after a while the record as it is. Errors: NOT_FOUND, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CommitHandoff(self, request, context):
         """H5iii: makes the destination the owner under a new epoch, if the record is still as the source read it before it inspected its copy.
         Answers the record as it is afterwards, whoever won: the caller looks at owner and epoch. Errors: NOT_FOUND, UNAVAILABLE (outcome unknown: ask again).
@@ -107,6 +120,11 @@ def add_ClusterLinkServiceServicer_to_server(servicer, server):
             'GetOwner': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOwner,
                     request_deserializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.GetOwnerRequest.FromString,
+                    response_serializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.SerializeToString,
+            ),
+            'AwaitCommit': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitCommit,
+                    request_deserializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.AwaitCommitRequest.FromString,
                     response_serializer=hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.SerializeToString,
             ),
             'CommitHandoff': grpc.unary_unary_rpc_method_handler(
@@ -196,6 +214,33 @@ class ClusterLinkService:
             target,
             '/hostler.internal.v1.ClusterLinkService/GetOwner',
             hostler_dot_internal_dot_v1_dot_cluster__link__pb2.GetOwnerRequest.SerializeToString,
+            hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitCommit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostler.internal.v1.ClusterLinkService/AwaitCommit',
+            hostler_dot_internal_dot_v1_dot_cluster__link__pb2.AwaitCommitRequest.SerializeToString,
             hostler_dot_internal_dot_v1_dot_cluster__link__pb2.OwnerRecord.FromString,
             options,
             channel_credentials,

@@ -43,6 +43,10 @@ class ClusterLinkServiceStub:
     """One long stream per node. Each beat is answered after it is durable. The inventory is sent when it changed."""
     GetOwner: _grpc.UnaryUnaryMultiCallable[_cluster_link_pb2.GetOwnerRequest, _cluster_link_pb2.OwnerRecord]
     """The owner record of one VM, read linearizably. Errors: NOT_FOUND, UNAVAILABLE."""
+    AwaitCommit: _grpc.UnaryUnaryMultiCallable[_cluster_link_pb2.AwaitCommitRequest, _cluster_link_pb2.OwnerRecord]
+    """The owner record of one VM, read linearizably like GetOwner, but not before it stops being in handoff by that operation: answers the record
+    with which that ended, or after a while the record as it is. Errors: NOT_FOUND, UNAVAILABLE.
+    """
     CommitHandoff: _grpc.UnaryUnaryMultiCallable[_cluster_link_pb2.CommitHandoffRequest, _cluster_link_pb2.OwnerRecord]
     """H5iii: makes the destination the owner under a new epoch, if the record is still as the source read it before it inspected its copy.
     Answers the record as it is afterwards, whoever won: the caller looks at owner and epoch. Errors: NOT_FOUND, UNAVAILABLE (outcome unknown: ask again).
@@ -61,6 +65,10 @@ class ClusterLinkServiceAsyncStub(ClusterLinkServiceStub):
     """One long stream per node. Each beat is answered after it is durable. The inventory is sent when it changed."""
     GetOwner: _aio.UnaryUnaryMultiCallable[_cluster_link_pb2.GetOwnerRequest, _cluster_link_pb2.OwnerRecord]  # type: ignore[assignment]
     """The owner record of one VM, read linearizably. Errors: NOT_FOUND, UNAVAILABLE."""
+    AwaitCommit: _aio.UnaryUnaryMultiCallable[_cluster_link_pb2.AwaitCommitRequest, _cluster_link_pb2.OwnerRecord]  # type: ignore[assignment]
+    """The owner record of one VM, read linearizably like GetOwner, but not before it stops being in handoff by that operation: answers the record
+    with which that ended, or after a while the record as it is. Errors: NOT_FOUND, UNAVAILABLE.
+    """
     CommitHandoff: _aio.UnaryUnaryMultiCallable[_cluster_link_pb2.CommitHandoffRequest, _cluster_link_pb2.OwnerRecord]  # type: ignore[assignment]
     """H5iii: makes the destination the owner under a new epoch, if the record is still as the source read it before it inspected its copy.
     Answers the record as it is afterwards, whoever won: the caller looks at owner and epoch. Errors: NOT_FOUND, UNAVAILABLE (outcome unknown: ask again).
@@ -94,6 +102,16 @@ class ClusterLinkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_link_pb2.OwnerRecord, _abc.Awaitable[_cluster_link_pb2.OwnerRecord]]:
         """The owner record of one VM, read linearizably. Errors: NOT_FOUND, UNAVAILABLE."""
+
+    @_abc_1.abstractmethod
+    def AwaitCommit(
+        self,
+        request: _cluster_link_pb2.AwaitCommitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_link_pb2.OwnerRecord, _abc.Awaitable[_cluster_link_pb2.OwnerRecord]]:
+        """The owner record of one VM, read linearizably like GetOwner, but not before it stops being in handoff by that operation: answers the record
+        with which that ended, or after a while the record as it is. Errors: NOT_FOUND, UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def CommitHandoff(
