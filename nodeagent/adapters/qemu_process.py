@@ -17,8 +17,10 @@ from pathlib import Path
 from nodeagent.ports import HypervisorUnavailable
 
 QEMU_RUN_DIR = Path("/run/libvirt/qemu")
-FREEZE_SPIN_S = 0.01
-"""SIGSTOP is taken within 1 ms; whoever freezes looks at `is_frozen` afterwards in any case."""
+FREEZE_WAIT_S = 0.01
+"""SIGSTOP is taken within 1 ms by a QEMU that gets a CPU; whoever freezes looks at `is_frozen` afterwards in any case."""
+FREEZE_LOOK_S = 0.0002
+"""Between two looks, asleep: each of its threads needs a CPU for a moment to stop, and whoever waits must not be what holds it."""
 DEATH_DEADLINE_S = 5.0
 """SIGKILL takes 4-12 ms; longer means that the kernel waits for storage."""
 
@@ -42,12 +44,12 @@ class QemuProcesses:
             return _send(found[1], number)
 
     def freeze(self, vm_uid: str) -> bool:
-        """SIGSTOP, and as long as FREEZE_SPIN_S for its threads to take it, which is longer than they need unless the host is overloaded."""
+        """SIGSTOP, and as long as FREEZE_WAIT_S for its threads to take it, which is longer than they need unless the host is overloaded."""
         if not self.signal(vm_uid, signal.SIGSTOP):
             return False
-        end_s = time.monotonic() + FREEZE_SPIN_S
+        end_s = time.monotonic() + FREEZE_WAIT_S
         while not self.is_frozen(vm_uid) and time.monotonic() < end_s:
-            os.sched_yield()
+            time.sleep(FREEZE_LOOK_S)  # noqa: TID251 the guest stands still meanwhile: nothing else is to be done first
         return True
 
     def is_frozen(self, vm_uid: str) -> bool:

@@ -63,6 +63,14 @@ def test_a_writer_is_seen_and_its_end_too(image: str, writer: Holder) -> None:
     assert locks_of((image,)) is Locks.FREE
 
 
+def test_what_lies_between_the_two_permissions_is_no_writer(image: str) -> None:
+    """A job that writes what is there already would be taken for a second owner: the one question for both bytes asks about its byte too."""
+    flock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 102, 1, 0)
+    with open(image, "rb") as held:
+        fcntl.fcntl(held, F_OFD_SETLK, flock)
+        assert locks_of((image,)) is Locks.FREE
+
+
 @pytest.mark.parametrize("byte", [101, 103])
 def test_each_permission_to_change_is_seen(image: str, byte: int) -> None:
     """Whoever may only resize changes the image as well."""
