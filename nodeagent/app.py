@@ -157,6 +157,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
         async with asyncio.TaskGroup() as group:
             loops = [
                 start(group, "observer", observer.run, clock=clock),
+                start(group, "incoming handoffs", incoming.run, clock=clock),
                 start(group, "outgoing handoffs", outgoing.run, clock=clock),
                 start(group, "views", views.run, clock=clock),
                 start(group, "drift", drift.run, clock=clock),

@@ -166,6 +166,9 @@ class Hypervisor(Protocol):
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         """Of a running migration; None: there is none."""
 
+    async def received_bytes(self, vm_uid: str) -> int:
+        """What the copying of a domain that has arrived here took, the last part included; 0: the hypervisor does not know."""
+
     async def record_mark(self, vm_uid: str) -> str:
         """How far the hypervisor has written its own record of this VM's life here: opaque, for `recorded_ending`; "": there is no record."""
 
@@ -300,6 +303,9 @@ class OwnerAuthority(Protocol):
     async def owner(self, vm_uid: str) -> OwnerRead | None:
         """Read linearizably, now; None: no such VM. Raises AuthorityUnavailable."""
 
+    async def await_commit(self, vm_uid: str, operation_id: str) -> OwnerRead | None:
+        """As `owner`, but the answer comes when the record stops being in handoff by that operation, or after a second or two as it is then."""
+
     async def commit_handoff(self, vm_uid: str, operation_id: str, owner_revision: int) -> OwnerRead:
         """H5iii; answers the record as it is afterwards. Raises AuthorityUnavailable: ask again."""
 
@@ -320,6 +326,9 @@ class Peer(Protocol):
 
     async def note_committed(self, operation_id: str, node_id: str, endpoint: str) -> bool:
         """True: the guest runs there now. Raises PeerUnavailable."""
+
+    async def leave(self, operation_id: str) -> None:
+        """The handoff is over: whatever connects to the other end for it is closed."""
 
 
 class PeerUnavailable(Exception):

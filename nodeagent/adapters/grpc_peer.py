@@ -1,4 +1,4 @@
-"""The other agent of a handoff, over gRPC. One channel per call: handoffs are rare, and no connection between hosts outlives its handoff."""
+"""The other agent of a handoff, over gRPC. One channel per handoff: it is connected before the guest stands still, and none outlives its handoff."""
 
 from collections.abc import Callable
 
@@ -21,23 +21,34 @@ class GrpcPeer:
 
     def __init__(self, connect: Callable[[str, str], grpc.aio.Channel]) -> None:
         self._connect = connect
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def await_arrival(self, operation_id: str, node_id: str, endpoint: str) -> bool:
+        request = peer_pb2.AwaitArrivalRequest(operation_id=operation_id)
         try:
-            async with self._connect(node_id, endpoint) as channel:
-                stub = peer_pb2_grpc.PeerServiceStub(channel)
-                with cancellation_kept():
-                    answer = await stub.AwaitArrival(peer_pb2.AwaitArrivalRequest(operation_id=operation_id), timeout=AWAIT_TIMEOUT_S)
-                return bool(answer.arrived)
+            with cancellation_kept():
+                answer = await self._stub(operation_id, node_id, endpoint).AwaitArrival(request, timeout=AWAIT_TIMEOUT_S)
+            return bool(answer.arrived)
         except grpc.aio.AioRpcError as error:
             raise PeerUnavailable(f"{node_id} answers {error.code().name}") from error
 
     async def note_committed(self, operation_id: str, node_id: str, endpoint: str) -> bool:
+        request = peer_pb2.NoteCommittedRequest(operation_id=operation_id)
         try:
-            async with self._connect(node_id, endpoint) as channel:
-                stub = peer_pb2_grpc.PeerServiceStub(channel)
-                with cancellation_kept():
-                    answer = await stub.NoteCommitted(peer_pb2.NoteCommittedRequest(operation_id=operation_id), timeout=NOTE_TIMEOUT_S)
-                return bool(answer.running)
+            with cancellation_kept():
+                answer = await self._stub(operation_id, node_id, endpoint).NoteCommitted(request, timeout=NOTE_TIMEOUT_S)
+            return bool(answer.running)
         except grpc.aio.AioRpcError as error:
             raise PeerUnavailable(f"{node_id} answers {error.code().name}") from error
+
+    async def leave(self, operation_id: str) -> None:
+        channel = self._channels.pop(operation_id, None)
+        if channel is not None:
+            await channel.close()
+
+    def _stub(self, operation_id: str, node_id: str, endpoint: str) -> "peer_pb2_grpc.PeerServiceAsyncStub":
+        """One operation has one destination, and one endpoint of it for as long as this process drives it."""
+        channel = self._channels.get(operation_id)
+        if channel is None:
+            channel = self._channels[operation_id] = self._connect(node_id, endpoint)
+        return peer_pb2_grpc.PeerServiceStub(channel)

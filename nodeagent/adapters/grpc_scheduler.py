@@ -81,6 +81,15 @@ class GrpcScheduler:
                 return None
             raise AuthorityUnavailable(str(_refusal(error))) from error
 
+    async def await_commit(self, vm_uid: str, operation_id: str) -> OwnerRead | None:
+        request = cluster_link_pb2.AwaitCommitRequest(vm_uid=vm_uid, operation_id=operation_id)
+        try:
+            return owner_from_wire(await self._ask(lambda stub: stub.AwaitCommit(request, timeout=CALL_TIMEOUT_S)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise AuthorityUnavailable(str(_refusal(error))) from error
+
     async def commit_handoff(self, vm_uid: str, operation_id: str, owner_revision: int) -> OwnerRead:
         request = cluster_link_pb2.CommitHandoffRequest(vm_uid=vm_uid, operation_id=operation_id, owner_revision=owner_revision)
         try:

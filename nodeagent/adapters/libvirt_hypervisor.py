@@ -331,8 +331,11 @@ class LibvirtHypervisor:
 
     async def resume(self, vm_uid: str) -> None:
         def resume(domain: libvirt.virDomain) -> None:
-            if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            try:
                 domain.resume()
+            except libvirt.libvirtError:  # asked first, its state would cost a guest that stands still a round trip
+                if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+                    raise
 
         await self._act_on("resume", vm_uid, resume)
 
@@ -435,6 +438,13 @@ class LibvirtHypervisor:
             return None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
 
         return await self._ask("progress", vm_uid, ask)
+
+    async def received_bytes(self, vm_uid: str) -> int:
+        def ask(connection: libvirt.virConnect) -> int:
+            domain = _ours(connection, vm_uid)
+            return 0 if domain is None else libvirt_migration.bytes_of(_job_stats(domain, libvirt_migration.COMPLETED))
+
+        return await self._look(f"received {vm_uid}", ask)
 
     async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
         def ask(connection: libvirt.virConnect) -> GuestFacts | None:
@@ -539,10 +549,10 @@ def _destroy(connection: libvirt.virConnect, vm_uid: str) -> None:
         log.info("the domain ended while it was being destroyed", vm_uid=vm_uid, code=err.get_error_code())
 
 
-def _job_stats(domain: libvirt.virDomain) -> dict[str, Any]:
+def _job_stats(domain: libvirt.virDomain, flags: int = 0) -> dict[str, Any]:
     """Empty: no job of an outgoing migration. The destination's end of one has no statistics, which libvirt says with an error."""
     try:
-        stats: dict[str, Any] = domain.jobStats()
+        stats: dict[str, Any] = domain.jobStats(flags)
     except libvirt.libvirtError as err:
         if libvirt_errors.is_absent(err) or err.get_error_code() in _NO_JOB_CODES:
             return {}

@@ -24,6 +24,9 @@ FLAGS = (
     | libvirt.VIR_MIGRATE_AUTO_CONVERGE
 )
 
+COMPLETED = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+"""Of virDomainGetJobStats: of the migration that brought the domain here, for whoever asks after us too."""
+
 UNLIMITED_MIB_S = (2**63 - 1) // (1 << 20)
 """What libvirt itself sets where no limit is asked for; 0 would be a limit of nothing."""
 
@@ -82,11 +85,16 @@ def power_of(state: int, reason: int, is_incoming: bool) -> Power | None:
             return Power.PAUSED
 
 
+def bytes_of(stats: dict[str, Any]) -> int:
+    """What was copied, by the statistics of a job, running or over."""
+    return int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_PROCESSED, 0))
+
+
 def progress_of(stats: dict[str, Any]) -> MigrationProgress | None:
     """Of virDomainGetJobStats; None: no job, or one that is over."""
     if stats.get("type", libvirt.VIR_DOMAIN_JOB_NONE) not in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED):
         return None
-    done, remaining = int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_PROCESSED, 0)), int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_REMAINING, 0))
+    done, remaining = bytes_of(stats), int(stats.get(libvirt.VIR_DOMAIN_JOB_DATA_REMAINING, 0))
     return MigrationProgress(
         bytes_done=done,
         bytes_total=done + remaining,  # libvirt's own total is the guest's size, however often it is copied

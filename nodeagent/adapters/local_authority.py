@@ -15,5 +15,8 @@ class LocalAuthority:
         epoch = self.epochs.get(vm_uid)
         return None if epoch is None else OwnerRead(vm_uid, Owner(epoch, self._node_id, "standalone", OwnerState.RUNNING), epoch, epoch)
 
+    async def await_commit(self, vm_uid: str, operation_id: str) -> OwnerRead | None:
+        raise AuthorityUnavailable("a standalone host receives nothing")
+
     async def commit_handoff(self, vm_uid: str, operation_id: str, owner_revision: int) -> OwnerRead:
         raise AuthorityUnavailable("a standalone host hands nothing off")

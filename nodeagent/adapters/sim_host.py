@@ -55,6 +55,8 @@ class SimDomain:
     process: SimProcess
     made: DomainShape
     """As it was made, with what was changed by hand since."""
+    received_bytes: int = 0
+    """If it arrived by a migration."""
 
     def shape(self) -> DomainShape:
         return replace(self.made, tag=self.tag, suspended=self.power is Power.PAUSED)

@@ -146,6 +146,9 @@ class SimHypervisor:
 
         return await self._ask(vm_uid, look)
 
+    async def received_bytes(self, vm_uid: str) -> int:
+        return await self._ask(vm_uid, lambda: self._host.domains[vm_uid].received_bytes if vm_uid in self._host.domains else 0)
+
     async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
         return await self._ask(vm_uid, lambda: GuestFacts(MACHINE, CPU, DEVICES) if vm_uid in self._host.domains else None)
 

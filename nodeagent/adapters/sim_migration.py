@@ -240,7 +240,7 @@ class MigrationJob:
         self._downtime_ms = round(self._switch_s() * 1000)
         self._done_bytes, self._left_bytes, self._dirty_bytes = self._done_bytes + self._left_bytes + self._dirty_bytes, 0.0, 0.0
         arriving.process.take_memory_of(self._domain.process)
-        arriving.power = Power.PAUSED
+        arriving.power, arriving.received_bytes = Power.PAUSED, int(self._done_bytes)
         destination.publish(EventKind.ARRIVED, arriving.uuid)
         if self._fault is MigrationFault.PAUSED_IGNORED and self._world.begin_executing(arriving.process):
             arriving.power = Power.RUNNING

@@ -64,6 +64,7 @@ class Incoming:
     epoch: int
     stage: Stage
     resume_ms: int = 0
+    received_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,15 @@ that says "committed" makes us look; it proves nothing.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 
-from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
+import structlog
+
+from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
 from hostler.model.copy import Copy, HandoffReport, Stage
 from hostler.model.domain import DomainSpec
-from hostler.model.owner import may_resume_arrival
+from hostler.model.owner import OwnerRead, OwnerState, may_resume_arrival
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Definition, DiskTarget, Incoming
 from nodeagent.core.observed import DomainView, Power
@@ -18,14 +21,29 @@ from nodeagent.engine.heeding import not_buried, stale
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.vms import LOOK_AGAIN_S, HostVMs
-from nodeagent.ports import HostFacts, Hypervisor, HypervisorUnavailable, OwnerAuthority, Tunnel, Volumes
+from nodeagent.ports import (
+    AuthorityUnavailable,
+    HostFacts,
+    Hypervisor,
+    HypervisorRefused,
+    HypervisorUnavailable,
+    OwnerAuthority,
+    Tunnel,
+    Volumes,
+)
 
 ARRIVAL_WAIT_S = 600.0
 """An AwaitArrival call is answered after this at the latest; the source asks again. Bounds a call that nobody listens to any more."""
 
 
+ASK_AGAIN_S = 0.5
+"""Between two questions for a commit when no scheduler answers; whoever commits tells us besides."""
+
+log = structlog.get_logger()
+
+
 class IncomingHandoffs:
-    """Handoffs to this host, by operation id."""
+    """Handoffs to this host, by operation id. `run` owns the tasks that wait for their commits."""
 
     def __init__(
         self,
@@ -50,6 +68,19 @@ class IncomingHandoffs:
         self._observer = observer
         self._vms = vms
         self._clock = clock
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        self._looked: dict[str, int] = {}
+        """By operation: of an arrived copy that was looked at, how many events had been heard of its VM by then."""
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Keep the tasks, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
 
     async def prepare(self, command: Command, spec: DomainSpec, source_node_id: str) -> tuple[str, tuple[DiskTarget, ...]]:
         """Charge this host, check that disks and bridges are here, open the tunnel for that source alone; its endpoint, and the disks."""
@@ -99,6 +130,7 @@ class IncomingHandoffs:
     async def await_arrival(self, operation_id: str) -> bool:
         """True once the copy is complete and paused here, False if this end has ended."""
         handoff = self._get(operation_id)
+        self._wait_for_commit(handoff)
         try:
             async with asyncio.timeout(ARRIVAL_WAIT_S), self._observer.waking(handoff.vm_uid) as waker:
                 while True:
@@ -106,6 +138,8 @@ class IncomingHandoffs:
                     if self._get(operation_id).stage is not Stage.PREPARED:
                         return self._get(operation_id).stage is Stage.FINISHED
                     if self._observer.seen(handoff.vm_uid).arrived:
+                        log.info("handoff", operation=operation_id, act="ARRIVED")
+                        self._task(self._look_early(handoff), f"arrival {operation_id}")
                         return True
                     try:
                         async with asyncio.timeout(LOOK_AGAIN_S):
@@ -115,6 +149,46 @@ class IncomingHandoffs:
                             return True
         except TimeoutError:
             return False
+
+    async def _look_early(self, handoff: Incoming) -> None:
+        """While the source looks at its own copy; what is seen holds until the next event."""
+        events = self._observer.seen(handoff.vm_uid).events
+        if await self._copy(handoff) is Copy.ARRIVED:
+            self._looked[handoff.operation_id] = events
+
+    def _wait_for_commit(self, handoff: Incoming) -> None:
+        if handoff.stage is not Stage.PREPARED or handoff.operation_id in self._waiting:
+            return
+        task = self._task(self._resume_when_committed(handoff), f"commit {handoff.operation_id}")
+        self._waiting[handoff.operation_id] = task
+        task.add_done_callback(lambda _: self._waiting.pop(handoff.operation_id, None))
+
+    async def _resume_when_committed(self, handoff: Incoming) -> None:
+        """H6 without being told: the question for the record is with a scheduler before the commit, and answered with it."""
+        while self._prepared(handoff.operation_id):
+            try:
+                read = await self._authority.await_commit(handoff.vm_uid, handoff.operation_id)
+            except AuthorityUnavailable:
+                await self._clock.sleep(ASK_AGAIN_S)
+                continue
+            if read is None or (read.owner.state, read.owner.operation_id) != (OwnerState.HANDOFF, handoff.operation_id):
+                await self._resume_as_read(handoff.operation_id, read)
+                return
+
+    async def _resume_as_read(self, operation_id: str, read: OwnerRead | None) -> None:
+        """What follows a read at once. A read that would have to wait for its turn is not acted on: whoever has the turn reads anew."""
+        handoff = self._state.incoming.get(operation_id)
+        if handoff is None:
+            return
+        lock = self._state.vm_lock(handoff.vm_uid)
+        if read is None or lock.locked() or not may_resume_arrival(read.owner, self._node_id, operation_id):
+            return
+        try:
+            async with lock:
+                if self._prepared(operation_id):
+                    await self._resume(handoff, read.owner.epoch)
+        except HostlerError as error:
+            log.info("a committed copy was not resumed at once; the scheduler asks for it", operation=operation_id, error=str(error))
 
     async def resume_if_committed(self, operation_id: str) -> HandoffReport:
         """H6. Raises Conflict if the owner record does not say that this node may resume this copy."""
@@ -129,9 +203,12 @@ class IncomingHandoffs:
         return await self.report(operation_id)
 
     async def _resume(self, handoff: Incoming, epoch: int) -> None:
-        match await self._copy(handoff):
+        untouched = self._looked.pop(handoff.operation_id, None) == self._observer.seen(handoff.vm_uid).events
+        match Copy.ARRIVED if untouched else await self._copy(handoff):
             case Copy.ARRIVED:
+                log.info("handoff", operation=handoff.operation_id, act="RESUME")
                 await self._hypervisor.resume(handoff.vm_uid)
+                log.info("handoff", operation=handoff.operation_id, act="RESUMED")
             case Copy.RUNNING:
                 pass
             case other:
@@ -141,7 +218,16 @@ class IncomingHandoffs:
         resume_ms = wall_ms(self._clock)
         definition = self._state.definitions[handoff.vm_uid]
         await self._state.keep_definition(replace(definition, epoch=epoch, incoming=False))
-        await self._state.keep_incoming(replace(handoff, stage=Stage.FINISHED, resume_ms=resume_ms))
+        received = await self._received(handoff)
+        await self._state.keep_incoming(replace(handoff, stage=Stage.FINISHED, resume_ms=resume_ms, received_bytes=received))
+
+    async def _received(self, handoff: Incoming) -> int:
+        """A figure for people: not worth a failure."""
+        try:
+            return await self._hypervisor.received_bytes(handoff.vm_uid)
+        except (HypervisorUnavailable, HypervisorRefused) as error:
+            log.info("what the copy took is not known", operation=handoff.operation_id, reason=error.detail)
+            return 0
 
     async def close(self, operation_id: str) -> None:
         """The source is done too: nothing more comes through the tunnel."""
@@ -171,7 +257,10 @@ class IncomingHandoffs:
     async def report(self, operation_id: str) -> HandoffReport:
         """This end as it is now."""
         handoff = self._get(operation_id)
-        return HandoffReport(self._node_id, operation_id, await self._copy(handoff), handoff.stage, resume_ms=handoff.resume_ms)
+        copy = await self._copy(handoff)
+        return HandoffReport(
+            self._node_id, operation_id, copy, handoff.stage, bytes_done=handoff.received_bytes, resume_ms=handoff.resume_ms
+        )
 
     async def _copy(self, handoff: Incoming) -> Copy:
         try:
@@ -189,6 +278,15 @@ class IncomingHandoffs:
                 return Copy.RUNNING
             case _:
                 return Copy.PAUSED
+
+    def _prepared(self, operation_id: str) -> bool:
+        handoff = self._state.incoming.get(operation_id)
+        return handoff is not None and handoff.stage is Stage.PREPARED
+
+    def _task(self, work: Coroutine[object, object, None], name: str) -> "asyncio.Task[None]":
+        if self._group is None:
+            raise RuntimeError("IncomingHandoffs.run is not running")
+        return self._group.create_task(work, name=name)
 
     def _get(self, operation_id: str) -> Incoming:
         handoff = self._state.incoming.get(operation_id)

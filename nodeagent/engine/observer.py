@@ -24,6 +24,8 @@ class Seen:
     switched_ms: int = 0
     arrived: bool = False
     reboots: int = 0
+    events: int = 0
+    """How many there were: what was looked at is as it was for as long as there are no more."""
     wakers: dict[asyncio.Event, None] = field(default_factory=dict)
 
 
@@ -78,10 +80,12 @@ class Observer:
         self.nudge()
         if not event.vm_uid:
             for seen in self._seen.values():
+                seen.events += 1
                 seen.switched = False  # a RESUMED may have been missed: from now on libvirt is asked
                 _wake(seen)
             return
         seen = self._seen[event.vm_uid]
+        seen.events += 1
         match event.kind:
             case EventKind.STARTED:
                 seen.ending = None

@@ -42,6 +42,13 @@ TICK_S = 0.5
 AUTHORITY_RETRY_S = 0.2
 """Between two tries to commit while the guest is frozen: short, because the guest waits, and one small call each."""
 
+HEAD_START_S = 0.05
+"""The destination waits for the commit with a question of its own. It is told besides, but not while it resumes the guest."""
+
+TOLD_S = 1.0
+"""How long the frozen old copy outlives the commit at most, until the destination says that the guest runs there: its end keeps the host's CPU and
+libvirtd busy, and on the same disks the guest waits for its resume."""
+
 END_OF_CALL_S = 30.0
 """After the end of the source's process libvirt's call returns within seconds; past this the adapter's own deadline is broken."""
 
@@ -68,7 +75,9 @@ class _Run:
     failed_s: float = 0.0
     copy_task: "asyncio.Task[None] | None" = None
     arrival_task: "asyncio.Task[None] | None" = None
+    told_task: "asyncio.Task[None] | None" = None
     arrived: bool = False
+    looked_about_s: float = 0.0
     locks: Locks | None = None
     lockless: bool = False
     seen: MigrationProgress | None = None
@@ -230,9 +239,10 @@ class OutgoingHandoffs:
                         log.warning("handoff waits", operation=operation_id, error=str(error))
                         await _wait(waker)
         finally:
-            for task in (run.copy_task, run.arrival_task):
+            for task in (run.copy_task, run.arrival_task, run.told_task):
                 if task is not None:
                     task.cancel()
+            await self._peer.leave(operation_id)
             await self._tunnel.close_outgoing(operation_id)
             self._runs.pop(operation_id, None)
 
@@ -254,11 +264,9 @@ class OutgoingHandoffs:
             case Act.BEGIN_COPY:
                 await self._begin_copy(run)
             case Act.FREEZE:
-                run.locks = None
-                if not self._hypervisor.freeze(run.handoff.vm_uid):
-                    await self._idle(run)  # it has just ended: whoever says why must be heard before the next step
+                await self._freeze(run)
             case Act.INSPECT:
-                run.locks = await self._hypervisor.locks(tuple(self._paths(run.spec)))
+                await self._inspect(run)
             case Act.COMMIT:
                 await self._commit(run)
             case Act.KILL:
@@ -277,6 +285,16 @@ class OutgoingHandoffs:
             case Act.FAIL:
                 await self._fail(run)
 
+    async def _freeze(self, run: _Run) -> None:
+        run.locks = None
+        if not self._hypervisor.freeze(run.handoff.vm_uid):
+            await self._idle(run)  # it has just ended: whoever says why must be heard before the next step
+        elif self._hypervisor.is_frozen(run.handoff.vm_uid):
+            await self._inspect(run)  # the next thing that is asked for, and the guest stands still
+
+    async def _inspect(self, run: _Run) -> None:
+        run.locks = await self._hypervisor.locks(tuple(self._paths(run.spec)))
+
     async def _idle(self, run: _Run) -> None:
         """Wait for something to happen; then note the progress and read the owner record anew, since an abort comes that way. But the copy's arrival
         and what happens next do not wait for schedulers that do not answer: libvirt ends a switched-over source within seconds."""
@@ -284,6 +302,10 @@ class OutgoingHandoffs:
         await _wait(run.wake)
         if (run.arrived, run.copying) != before:
             return
+        now_s = self._clock.monotonic_s()
+        if run.wake.is_set() and now_s - run.looked_about_s < TICK_S:
+            return  # an event: of a switchover, perhaps, and then every question takes time from the guest
+        run.looked_about_s = now_s
         run.wake.clear()
         async with asyncio.TaskGroup() as group:
             asking = group.create_task(self._look_about(run), name=f"look about {run.handoff.operation_id}")
@@ -293,7 +315,7 @@ class OutgoingHandoffs:
             woken.cancel()
 
     async def _look_about(self, run: _Run) -> None:
-        if run.copying is Copying.RUNNING and not run.arrived:
+        if run.copying is Copying.RUNNING and not run.arrived and not self._observer.seen(run.handoff.vm_uid).switched:
             await self._note_progress(run)
         await self._read_owner(run)
 
@@ -351,16 +373,19 @@ class OutgoingHandoffs:
             except AuthorityUnavailable:
                 await asyncio.sleep(AUTHORITY_RETRY_S)
         if run.owner.owner.state is OwnerState.COMMITTED and run.owner.owner.operation_id == handoff.operation_id:
-            self._task(self._tell_peer(run), f"tell {handoff.operation_id}")
+            run.told_task = self._task(self._tell_peer(run), f"tell {handoff.operation_id}")
 
     async def _tell_peer(self, run: _Run) -> None:
         handoff = run.handoff
+        await self._clock.sleep(HEAD_START_S)
         try:
             await self._peer.note_committed(handoff.operation_id, handoff.destination_node_id, handoff.destination_endpoint)
         except PeerUnavailable as error:
             log.info("destination not told of the commit; the scheduler will", operation=handoff.operation_id, error=str(error))
 
     async def _kill(self, run: _Run) -> None:
+        if run.told_task is not None:
+            await asyncio.wait([run.told_task], timeout=TOLD_S)
         await self._hypervisor.kill(run.handoff.vm_uid)
         if run.copy_task is not None:
             await asyncio.wait([run.copy_task], timeout=END_OF_CALL_S)

@@ -2,6 +2,7 @@
 
 Mirrored by hand, line by line: nodeagent.engine.outgoing (`_step` and its acts), incoming (`resume_if_committed`, `abort`), observer, and
 scheduler.engine.flows.migration. The decisions themselves are the product's own (`Rules`). A fault is a move that costs budget.
+A destination that learns of its commit by its own question does what a NoteCommitted that arrives at once makes it do, so that is no move of its own.
 Locks are believed when asked and stop nobody: the protocol alone has to keep the second writer away.
 """
 

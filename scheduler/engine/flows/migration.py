@@ -34,6 +34,9 @@ from scheduler.ports import Departure, NodeUnreachable
 POLL_S = 0.5
 """While it copies: how often the source is asked, if the owner record does not change before."""
 
+HEAD_START_S = 0.1
+"""After a commit the guest stands still until the destination has resumed it, which it does by itself: our own writes and questions wait so long."""
+
 COPY_LIMIT_S = 1800.0
 """A copy that takes longer will not converge; it is aborted and the VM stays where it is."""
 
@@ -156,6 +159,7 @@ async def _follow(run: Run, migration: Migration) -> None:
     while run.operation.phase == COPYING and not run.operation.cancel_requested:
         revision = run.state.revision
         if run.vm.record.owner.state is OwnerState.COMMITTED:
+            await run.clock.sleep(HEAD_START_S)
             await _note_commit(run, run.vm.record.owner.epoch)
             return
         now_s = run.clock.monotonic_s()
@@ -233,10 +237,11 @@ async def _lost(run: Run, migration: Migration) -> None:
 
 
 def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) -> Migration:
-    """Measured on two hosts' wall clocks: for people."""
+    """Measured on two hosts' wall clocks: for people. The source does not look at its copy any more while the guest stands still, so the bytes of the
+    last part are the destination's to tell."""
     return replace(
         migration,
-        bytes_transferred=left.bytes_done,
+        bytes_transferred=max(left.bytes_done, arrived.bytes_done),
         total_ms=max(0, arrived.resume_ms - left.begin_ms) if left.begin_ms and arrived.resume_ms else 0,
         downtime_ms=max(0, arrived.resume_ms - left.suspend_ms) if left.suspend_ms and arrived.resume_ms else 0,
         throttle_percent=left.throttle_percent,
