@@ -29,11 +29,13 @@ EMPTY_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What the whole host may use. `host_reserve_milli` of the CPU is kept from guests for the host's daemons."""
+    """What the whole host may use. `host_reserve_milli` of the CPU is kept from guests for the host's daemons; `weight`: what it counts for
+    against the rest of the machine, in halves of an ordinary process."""
 
     cpu_milli: int
     memory_mib: int
     host_reserve_milli: int
+    weight: int = 1
 
     @property
     def guests_cpu_milli(self) -> int:

@@ -48,7 +48,7 @@ class GroupV1:
             return
         if "cpu" in self.tree.controllers:
             self._make(journal, self.machine)
-            _cap_cpu(self.path, self.caps.cpu_milli, HOST_CPU_SHARES)
+            _cap_cpu(self.path, self.caps.cpu_milli, HOST_CPU_SHARES * self.caps.weight)
             _cap_cpu(self.machine, self.caps.guests_cpu_milli, GUEST_CPU_SHARES)
         if "memory" in self.tree.controllers:
             (self.path / "memory.limit_in_bytes").write_text(str(self.caps.memory_mib << 20))

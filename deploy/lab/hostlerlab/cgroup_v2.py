@@ -85,7 +85,7 @@ class GroupV2:
 
     def _cap(self, caps: Caps) -> None:
         if "cpu" in self.tree.controllers:
-            _cap_cpu(self.path, caps.cpu_milli, HOST_CPU_WEIGHT)
+            _cap_cpu(self.path, caps.cpu_milli, HOST_CPU_WEIGHT * caps.weight)
         if "memory" in self.tree.controllers:
             (self.path / "memory.max").write_text(str(caps.memory_mib << 20))
 

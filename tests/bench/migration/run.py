@@ -38,6 +38,9 @@ from tests.bench.migration.peers import Machine, Order, Ours, Outcome, Plain
 BUILD = Path("build/bench").resolve()
 JSON, PICTURE, RAW = BUILD / "migration.json", BUILD / "client-gap.svg", BUILD / "raw"
 
+NICE, HOST_WEIGHT = -10, 18
+"""What else the machine does is not what is measured: the lab goes before it, both sides alike. A host then counts for as much as a process of that
+nice value (sched_prio_to_weight), as etcd, the replicas and the witnesses do."""
 LEAD_S = 1.0
 """The guest is seen to run for so long before it is moved, and after."""
 LOST_S = 15.0
@@ -213,16 +216,18 @@ class Bench:
             sample.acts_ms = self._acts(order, outcome, gap_end_s - sample.client_ms / 1000) if peer == OURS else {}
 
     def _acts(self, order: Order, outcome: Outcome, stopped_s: float) -> dict[str, float]:
-        """What the source's agent did, in milliseconds after the guest was last seen to execute."""
-        found = {}
+        """What the daemons did first after the guest was last seen to execute, in milliseconds after that."""
+        found: dict[str, float] = {}
         to_monotonic = time.monotonic() - datetime.now(UTC).timestamp()
-        for line in self._cluster.log_text(order.source.name).splitlines():
-            told = json.loads(line) if line.startswith("{") else {}
-            if told.get("event") == "handoff":
-                at_s = datetime.fromisoformat(told["time"]).timestamp() + to_monotonic
-                if at_s >= outcome.began_s:
-                    found[str(told["act"])] = round((at_s - stopped_s) * 1000, 1)
-        return found
+        for unit in self._cluster.units:
+            who = {order.source.name: "source", order.destination.name: "destination"}.get(unit, unit)
+            for line in self._cluster.log_text(unit).splitlines():
+                told = json.loads(line) if line.startswith("{") and "handoff" in line else {}
+                if told.get("event") in ("handoff", "commit of a handoff"):
+                    at_s = datetime.fromisoformat(told["time"]).timestamp() + to_monotonic
+                    if at_s >= max(outcome.began_s, stopped_s - 0.02):
+                        found.setdefault(f"{who} {told.get('act', 'commit')}", round((at_s - stopped_s) * 1000, 1))
+        return dict(sorted(found.items(), key=lambda one: one[1]))
 
     # ---- a drain
 
@@ -285,7 +290,9 @@ async def lab_of(kinds: set[str]) -> AsyncIterator[tuple[Lab, dict[str, Guest]]]
         if name in kinds:
             found[name] = await guests.dirtying(work, name, mib, mb_s * 1e6, accelerator)
     cpus = os.cpu_count() or 1
-    lab = Lab(BUILD / "lab", [replace(spec, caps=replace(spec.caps, cpu_milli=cpus * 1000)) for spec in default_specs(2)])
+    lab = Lab(
+        BUILD / "lab", [replace(spec, caps=replace(spec.caps, cpu_milli=cpus * 1000, weight=HOST_WEIGHT)) for spec in default_specs(2)]
+    )
     await asyncio.to_thread(lab.up, fresh=True)
     try:
         host = next(iter(lab.hosts.values()))
@@ -426,6 +433,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.report:
         chosen = [replace(case, rounds=options.rounds or case.rounds) for case in CASES if re.search(options.only, case.name)]
+        os.nice(NICE)
         asyncio.run(run(chosen, re.search(options.only, DRAIN) is not None))
     told = load_file()
     draw(told)

@@ -9,6 +9,7 @@ import grp
 import sys
 from pathlib import Path
 
+from hostler.server import logs
 from hostler.server.identity import Principal, PrincipalKind
 from hostler.server.tls import TlsFiles
 from hostlerlab.cluster import CLUSTER
@@ -43,4 +44,5 @@ async def serve(node: str, certificates: str, address: str, directory: str) -> N
 
 
 if __name__ == "__main__":
+    logs.configure(level="warning", stream=sys.stderr)  # stdout is for answers alone
     asyncio.run(serve(*sys.argv[1:5]))
