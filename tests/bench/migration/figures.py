@@ -43,7 +43,8 @@ class Sample:
     """One migration. Milliseconds and bytes; None: not measured with this guest, or not reached.
 
     `lost`: why there is no guest any more, or why the migration did not end; `wire_bytes`: what came to the destination's wire, `told_bytes`: what
-    the one who drives says; `work_*`: bytes per second; `acts_ms`: what the source's agent did, after the guest last executed there.
+    the one who drives says; `work_*`: bytes per second; `fell_back`: counts of its heartbeat that a dirtying guest lost on its way, which is memory
+    that was not copied; `acts_ms`: what the daemons did, after the guest last executed at the source.
     """
 
     case: str
@@ -65,6 +66,7 @@ class Sample:
     work_during: float | None = None
     work_least: float | None = None
     wrong_pages: int | None = None
+    fell_back: int | None = None
     acts_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -100,6 +102,19 @@ def heartbeat_gap(beats: Sequence[Beat]) -> tuple[float, float]:
         return 0.0, 0.0
     longest_s, end_s = max(gaps)
     return max(0.0, longest_s - statistics.median(gap for gap, _ in gaps)) * 1000, end_s
+
+
+def handover(beats: Sequence[Beat]) -> tuple[float, float, int]:
+    """(how long the guest stood between its last beat on one host and its first on the other, in ms; when it went on; how many counts it fell back).
+
+    A copy's memory changes while it arrives, so the first beat is one that is further than another after the source's last.
+    """
+    last = max((beat for beat in beats if beat.host != beats[-1].host), key=lambda beat: beat.at_s, default=None) if beats else None
+    after = [beat for beat in beats if last is not None and beat.at_s > last.at_s]
+    first = next((b for a, b in itertools.pairwise(after) if b.count > a.count), None)
+    if last is None or first is None:
+        return 0.0, 0.0, 0
+    return (first.at_s - last.at_s) * 1000, first.at_s, max(0, last.count - first.count)
 
 
 def hosts_of_progress(beats: Sequence[Beat]) -> list[int]:

@@ -190,9 +190,11 @@ class Bench:
         moved = [beat for beat in beats if beat.at_s >= outcome.began_s]
         if not sample.lost:
             sample.gap_ms, gap_end_s = figures.heartbeat_gap(moved)
+            if guest.dirties:  # if it fell back, what it does a second time is no standing still
+                sample.gap_ms, gap_end_s, sample.fell_back = figures.handover(moved)
             sample.acts_ms = self._acts(order, outcome, gap_end_s - sample.gap_ms / 1000) if peer == OURS else {}
         if guest.dirties:
-            gap_at_s = figures.heartbeat_gap(moved)[1] if not sample.lost else outcome.ended_s
+            gap_at_s = outcome.ended_s if sample.lost else figures.handover(moved)[1]
             sample.work_before = figures.work_rate(beats, first_s, outcome.began_s)
             sample.work_during = figures.work_rate(beats, outcome.began_s, gap_at_s)
             sample.work_least = figures.least_work(beats, outcome.began_s, gap_at_s)
@@ -367,9 +369,8 @@ def line_of(sample: Sample) -> str:
     if sample.work_before is not None:
         rates = (sample.work_before, sample.work_during, sample.work_least)
         text += "  work " + "/".join("–" if rate is None else f"{rate / 1e6:.0f}" for rate in rates)
-        text += (
-            f" MB/s before/during/least, throttle {sample.throttle_percent}, {sample.iterations} passes, {sample.wrong_pages} wrong pages"
-        )
+        text += f" MB/s before/during/least, throttle {sample.throttle_percent}, {sample.iterations} passes"
+        text += f", {sample.wrong_pages} wrong pages, fell back by {sample.fell_back}"
     return text + (f"  LOST: {sample.lost}" if sample.lost else "")
 
 

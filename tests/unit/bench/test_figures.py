@@ -12,6 +12,7 @@ from tests.bench.migration.figures import (
     beats_of,
     broken_lines,
     client_gaps,
+    handover,
     heartbeat_gap,
     hosts_of_progress,
     least_work,
@@ -56,6 +57,17 @@ def test_pages_that_arrive_are_no_progress() -> None:
     """A copy that seems to execute while its memory is still arriving."""
     assert hosts_of_progress(moved()) == [0, 1]
     assert all(beat.host == 0 for beat in advances(moved()) if beat.at_s <= 1.0)
+
+
+def test_a_guest_that_fell_back_did_not_stand_still_until_it_caught_up() -> None:
+    """An emulator that loses a page would be told as a gap of seconds; and that it lost one would not be told at all."""
+    source = [Beat(number * 0.01, 0, number) for number in range(100)]
+    arriving = [Beat(0.5, 1, 40), Beat(0.995, 1, 40)]
+    after = [Beat(1.2 + number * 0.01, 1, 41 + number) for number in range(100)]
+    gap_ms, went_on_s, fell_back = handover(sorted([*source, *arriving, *after], key=lambda beat: beat.at_s))
+    assert gap_ms == pytest.approx(210)
+    assert went_on_s == pytest.approx(1.2)
+    assert fell_back == 58
 
 
 def test_two_copies_that_execute_in_turns_show() -> None:
