@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -31,13 +32,22 @@ T = TypeVar("T")
 Stub: TypeAlias = "agent_pb2_grpc.AgentServiceAsyncStub"
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A stub is as many objects as the service has methods, so it is kept with its channel."""
+
+    endpoint: str
+    channel: grpc.aio.Channel
+    stub: Stub
+
+
 class GrpcNodes:
     """Implements NodeGateway. `endpoint_of(node_id)` is the registered host:port; `connect` makes a channel that accepts that node alone."""
 
     def __init__(self, endpoint_of: Callable[[str], str], connect: Callable[[str, str], grpc.aio.Channel]) -> None:
         self._endpoint_of = endpoint_of
         self._connect = connect
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._channels: dict[str, _Line] = {}
 
     async def ensure_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> int:
         request = agent_pb2.EnsureVolumeRequest(command=_command(order), volume=volume_to_wire(volume))
@@ -137,13 +147,13 @@ class GrpcNodes:
         return report_from_wire(await self._ask(node_id, lambda stub: stub.AbortOutgoing(request, timeout=SLOW_S)))
 
     async def close(self) -> None:
-        for _, channel in self._channels.values():
-            await channel.close()
+        for line in self._channels.values():
+            await line.channel.close()
         self._channels.clear()
 
     async def _ask(self, node_id: str, call: "Callable[[Stub], Awaitable[T]]") -> T:
         try:
-            stub = agent_pb2_grpc.AgentServiceStub(await self._channel(node_id))
+            stub = await self._stub(node_id)
             with cancellation_kept():
                 return await call(stub)
         except grpc.aio.AioRpcError as error:
@@ -154,16 +164,16 @@ class GrpcNodes:
         except asyncio.InvalidStateError as error:
             raise NodeUnreachable(f"{node_id}: the connection is closing", node_id) from error
 
-    async def _channel(self, node_id: str) -> grpc.aio.Channel:
+    async def _stub(self, node_id: str) -> Stub:
         endpoint = self._endpoint_of(node_id)
         known = self._channels.get(node_id)
-        if known is not None and known[0] == endpoint:
-            return known[1]
+        if known is not None and known.endpoint == endpoint:
+            return known.stub
         channel = self._connect(node_id, endpoint)
-        self._channels[node_id] = (endpoint, channel)
+        line = self._channels[node_id] = _Line(endpoint, channel, agent_pb2_grpc.AgentServiceStub(channel))
         if known is not None:
-            await known[1].close()
-        return channel
+            await known.channel.close()
+        return line.stub
 
 
 def _command(order: Order) -> agent_pb2.Command:

@@ -57,13 +57,16 @@ class Keyspace:
 
     def get(self, key: str, revision: int = 0) -> KeyValue | None:
         """The key at a revision (0: now). Raises RevisionCompacted."""
+        if not revision:
+            versions = self._versions.get(key)
+            return _value(versions[-1]) if versions else None
         at = self._known(revision)
         return next((_value(event) for event in reversed(self._versions.get(key, ())) if _revision(event) <= at), None)
 
     def list(self, prefix: str, revision: int = 0) -> tuple[KeyValue, ...]:
         """Keys under a prefix, in the order of their UTF-8 bytes. Raises RevisionCompacted."""
         at = self._known(revision)
-        items = (self.get(key, at) for key in self._under(prefix))
+        items = (self.get(key, at if revision else 0) for key in self._under(prefix))
         return tuple(item for item in items if item is not None)
 
     def events(self, prefix: str, from_revision: int) -> tuple[KeyEvent, ...]:
@@ -79,6 +82,10 @@ class Keyspace:
             if revisions == BATCH_REVISIONS:
                 break
         return tuple(found)
+
+    def keys_changed(self, after_revision: int) -> set[str]:
+        """The keys written or deleted after a revision, as far as that is still known."""
+        return {_key(event) for events in self._log[max(after_revision + 1 - self._log_begins, 0) :] for event in events}
 
     def _under(self, prefix: str) -> Iterator[str]:
         for i in range(bisect_left(self._keys, _order(prefix), key=_order), len(self._keys)):
@@ -181,6 +188,8 @@ class Keyspace:
 
     def expire(self, now_s: float) -> None:
         """End every lease whose time has come, the earliest first."""
+        if all(lease.ends_s > now_s for lease in self._leases.values()):
+            return
         due = sorted((lease.ends_s, lease_id) for lease_id, lease in self._leases.items() if lease.ends_s <= now_s)
         for _, lease_id in due:
             self.revoke(lease_id)

@@ -64,7 +64,8 @@ class MemoryServer:
         self.cluster_id = cluster_id
         self.watches = 0
         self._keyspace = Keyspace(retained_revisions)
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        self._told_revision = 0
 
     def keyspace(self) -> Keyspace:
         """The data as they are now: leases whose time has come are ended first."""
@@ -86,13 +87,21 @@ class MemoryServer:
             if not waiting.done():
                 waiting.set_result(None)
 
-    async def wait(self, seen_revision: int, limit_s: float) -> None:
-        """Until something is newer than `seen_revision`, a lease has ended, somebody called `wake`, or `limit_s` has passed."""
+    def written(self) -> None:
+        """Let those look again who wait for a key that has changed since the last call."""
+        keys = self._keyspace.keys_changed(self._told_revision)
+        self._told_revision = self._keyspace.revision
+        for waiting, prefix in self._waiting.items():
+            if not waiting.done() and any(key.startswith(prefix) for key in keys):
+                waiting.set_result(None)
+
+    async def wait(self, prefix: str, seen_revision: int, limit_s: float) -> None:
+        """Until something under `prefix` may be newer than `seen_revision`, a lease may have ended, or `limit_s` has passed."""
         keyspace = self.keyspace()
         if keyspace.revision > seen_revision:
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[woken] = None
+        self._waiting[woken] = prefix
         expiry_s = keyspace.next_expiry_s()
         tick_s = limit_s if expiry_s is None else min(limit_s, expiry_s - self.clock.monotonic_s())
         try:
@@ -152,7 +161,7 @@ class MemoryStore:
                     yield WatchBatch(next_revision - 1, ())
                 else:
                     next_revision = max(next_revision, seen_revision + 1)  # nothing of this prefix up to there: not looked at again
-                    await self.server.wait(seen_revision, progress_s - self._now_s)
+                    await self.server.wait(prefix, seen_revision, progress_s - self._now_s)
         finally:
             self.server.watches -= 1
 
@@ -200,7 +209,10 @@ class MemoryStore:
         if fault is Fault.REQUEST_LOST:
             raise OutcomeUnknown(fault.value)
         result = act(self.server.keyspace())
-        self.server.wake()
+        if call == "grant":
+            self.server.wake()  # a watcher looks again when the next lease ends, which may be this one now
+        else:
+            self.server.written()
         if fault is Fault.REPLY_LOST:
             raise OutcomeUnknown(fault.value)
         await asyncio.sleep(0)

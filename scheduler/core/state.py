@@ -23,8 +23,8 @@ from scheduler.core.view import ClusterView, Health, NodeView, PoolView
 
 @dataclass(slots=True)
 class ClusterState:
-    """All records by their ids; claims by (node, vm), owed removals by (node, volume uid). `health` is this replica's own judgement. Changed by
-    the mirror alone."""
+    """All records by their ids; claims by (node, vm), owed removals by (node, volume uid). `health` is this replica's own judgement;
+    `open_operations` are the ids of those that have not ended. Changed by the mirror alone."""
 
     revision: int = 0
     nodes: dict[str, Kept[NodeRecord]] = field(default_factory=dict)
@@ -38,6 +38,7 @@ class ClusterState:
     owed: dict[tuple[str, str], Kept[OwedRemoval]] = field(default_factory=dict)
     health: Mapping[str, Health] = field(default_factory=dict)
     vm_ids_by_uid: dict[str, str] = field(default_factory=dict)
+    open_operations: dict[str, None] = field(default_factory=dict)
 
     def view(self) -> ClusterView:
         """What a placement sees; a node without a ledger is not there yet."""

@@ -134,8 +134,8 @@ class Driver:
             async with asyncio.TaskGroup() as group:
                 while True:
                     revision = self._mirror.state.revision
-                    for operation_id, kept in list(self._mirror.state.operations.items()):
-                        if not kept.record.done and operation_id not in self._runs:
+                    for operation_id in list(self._mirror.state.open_operations):
+                        if operation_id not in self._runs:
                             nodes = FencedNodes(self._nodes, self._mirror)
                             run = Run(operation_id, nodes, self._mirror, self._writer, self._clock, term, self._turns, self._policy)
                             self._runs[operation_id] = run

@@ -66,7 +66,7 @@ class Mirror:
         self.ready = asyncio.Event()
         self._ring: deque[Change] = deque(maxlen=RING_SIZE)
         self._ring_begins_after = 0
-        self._moved = asyncio.Condition()
+        self._waiting: dict[asyncio.Future[None], int] = {}
         self._on_change: list[Callable[[Change], None]] = []
         self._following: asyncio.Timeout | None = None
         self._opened_s = 0.0
@@ -119,11 +119,24 @@ class Mirror:
 
     async def _reaches(self, revision: int, timeout_s: float) -> bool:
         try:
-            async with asyncio.timeout(timeout_s), self._moved:
-                await self._moved.wait_for(lambda: self.ready.is_set() and self.state.revision >= revision)
+            async with asyncio.timeout(timeout_s):
+                await self._arrival(revision)
         except TimeoutError:
             return False
         return True
+
+    async def _arrival(self, revision: int) -> None:
+        """Until the state is listed, and at `revision` or newer."""
+        while not self._has(revision):
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting[waiting] = revision
+            try:
+                await waiting
+            finally:
+                self._waiting.pop(waiting, None)
+
+    def _has(self, revision: int) -> bool:
+        return self.state.revision >= revision and self.ready.is_set()
 
     def changes_after(self, revision: int) -> tuple[Change, ...]:
         """Every change after `revision`. Raises OutOfRange if that is not known any more, or not yet."""
@@ -133,11 +146,7 @@ class Mirror:
 
     async def await_change(self, revision: int, timeout_s: float) -> None:
         """Until the state is newer than `revision`, or the timeout has passed."""
-        try:
-            async with asyncio.timeout(timeout_s), self._moved:
-                await self._moved.wait_for(lambda: self.state.revision > revision)
-        except TimeoutError:
-            return
+        await self._reaches(revision + 1, timeout_s)
 
     # ---- the copy
 
@@ -160,7 +169,7 @@ class Mirror:
             kind, name = kind_and_id(item.key)
             self._tell(Change(item.mod_revision, kind, name, decode(item.key, item.value)))
         self.ready.set()
-        await self._notify()
+        self._notify()
 
     async def _follow(self) -> None:
         """Returns when the watch is known to be behind."""
@@ -170,7 +179,7 @@ class Mirror:
                 async for batch in batches:
                     self._trust()
                     self._take(batch)
-                    await self._notify()
+                    self._notify()
         except TimeoutError:
             log.warning("the store is ahead of its watch, opening another", revision=self.state.revision)
         finally:
@@ -196,9 +205,11 @@ class Mirror:
         for listener in self._on_change:
             listener(change)
 
-    async def _notify(self) -> None:
-        async with self._moved:
-            self._moved.notify_all()
+    def _notify(self) -> None:
+        """Wake whoever has what he waits for, and nobody else: every write comes by here."""
+        for waiting, revision in self._waiting.items():
+            if not waiting.done() and self._has(revision):
+                waiting.set_result(None)
 
 
 def put_record(state: ClusterState, key: str, revision: int, record: Record | None) -> None:
@@ -221,7 +232,7 @@ def put_record(state: ClusterState, key: str, revision: int, record: Record | No
         case "flavor":
             _set(state.flavors, name, record, revision, FlavorRecord)
         case "op":
-            _set(state.operations, name, record, revision, OperationRecord)
+            _set_operation(state, name, record, revision)
         case "owed":
             node_id, _, volume_uid = name.partition("/")
             _set(state.owed, (node_id, volume_uid), record, revision, OwedRemoval)
@@ -238,6 +249,14 @@ def _set_vm(state: ClusterState, vm_id: str, record: Record | None, revision: in
     _set(state.vms, vm_id, record, revision, VMRecord)
     if isinstance(record, VMRecord):
         state.vm_ids_by_uid[record.uid] = vm_id
+
+
+def _set_operation(state: ClusterState, operation_id: str, record: Record | None, revision: int) -> None:
+    _set(state.operations, operation_id, record, revision, OperationRecord)
+    if isinstance(record, OperationRecord) and not record.done:
+        state.open_operations[operation_id] = None
+    else:
+        state.open_operations.pop(operation_id, None)
 
 
 def _set(table: dict, key: object, record: Record | None, revision: int, kind: type) -> None:  # type: ignore[type-arg]

@@ -151,8 +151,8 @@ class SimStoreServer(MemoryServer):
         self._loop = loop
         self.frozen: asyncio.Event | None = None
 
-    async def wait(self, seen_revision: int, limit_s: float) -> None:
-        """As its base does, with a timer of the loop in the place of two tasks: it is called after every revision by every watcher."""
+    async def wait(self, prefix: str, seen_revision: int, limit_s: float) -> None:
+        """As its base does, with a timer of the loop in the place of two tasks: each watcher calls it after every revision that it is told of."""
         keyspace = self.keyspace()
         if keyspace.revision > seen_revision:
             return
@@ -160,7 +160,7 @@ class SimStoreServer(MemoryServer):
         expiry_s = keyspace.next_expiry_s()
         tick_s = limit_s if expiry_s is None else min(limit_s, expiry_s - self._loop.now_s)
         timer = self._loop.call_later(max(tick_s, 0.0), lambda: None if woken.done() else woken.set_result(None))
-        self._waiting[woken] = None
+        self._waiting[woken] = prefix
         try:
             await woken
         finally:

@@ -55,7 +55,7 @@ class Network:
     random: Random
     hit: Counter[str]
     tell: Callable[[str], None]
-    note: Callable[[str], None] = lambda _what: None
+    note: Callable[[str], None] | None = None
     servers: dict[str, "SimServer"] = field(default_factory=dict)
     cut: dict[frozenset[str], bool] = field(default_factory=dict)
     weather: Weather = CALM
@@ -227,7 +227,9 @@ class SimCall:
             return
         if awaited and self._reply.done():
             return
-        task = server.run(self._serve(handler), self._caller, f"{self._peer} {self._method}")
+        task = server.run(self._serve(handler), self._caller, self._method)
+        deadline = net.loop.call_later(self._timeout_s, task.cancel)
+        task.add_done_callback(lambda _task: deadline.cancel())
         if awaited:
             self._task = task
             task.add_done_callback(self._answered)
@@ -236,12 +238,10 @@ class SimCall:
         held = self._net.hold(self._peer)
         if held is not None:
             await held.wait()
-        self._net.note(f"    {self._caller.id} -> {self._peer} {self._method.rpartition('/')[2]} {_short(self._request)}")
+        if self._net.note is not None:
+            self._net.note(f"    {self._caller.id} -> {self._peer} {self._method.rpartition('/')[2]} {_short(self._request)}")
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await handler.unary_unary(self._request, None)
-        except TimeoutError:
-            return status_error(grpc.StatusCode.DEADLINE_EXCEEDED, "the server's deadline")
+            return await handler.unary_unary(self._request, None)
         except Exception as error:
             return self._status(error)
 
@@ -259,7 +259,7 @@ class SimCall:
         if self._reply.done():
             return
         if task.cancelled():
-            self._fail(grpc.StatusCode.UNAVAILABLE, "the server has gone")
+            self._fail(grpc.StatusCode.UNAVAILABLE, "the server has gone, or its deadline has come")
             return
         if net.weather.reply_lost and net.random.random() < net.weather.reply_lost:
             net.hit["reply lost"] += 1

@@ -1,5 +1,6 @@
 """What one of the processes of a run does; in a module of its own, because a spawned process cannot import `__main__`."""
 
+import gc
 import logging
 
 import structlog
@@ -9,7 +10,8 @@ from tests.simulate.seed import Run, run_seed
 
 
 def prepare(story: bool) -> None:
-    """The daemons' logs go into the story, or nowhere."""
+    """The daemons' logs go into the story, or nowhere; what is loaded stays, and is not looked at by a collection."""
+    gc.freeze()
     if not story:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
 

@@ -32,6 +32,12 @@ from tests.simulate.cluster import NODES, REPLICAS, SimCluster
 VM_IDS = tuple(f"vm-{i}" for i in range(1, 9))
 VOLUME_IDS = tuple(f"vol-{i}" for i in range(1, 4))
 CALL_S = 15.0
+STUBS: tuple[Any, ...] = (
+    vms_pb2_grpc.VMServiceStub,
+    operations_pb2_grpc.OperationServiceStub,
+    volumes_pb2_grpc.VolumeServiceStub,
+    nodes_pb2_grpc.NodeServiceStub,
+)
 ASKED_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
 PATIENCE_S = 45.0
 """How long a user waits for an operation before asking for something else."""
@@ -48,7 +54,7 @@ class Workload:
     accepted: dict[str, tuple[str, Message]] = field(default_factory=dict)
     refused: int = 0
     _requests: int = 0
-    _held: set[str] = field(default_factory=set)
+    _stubs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def enough(self) -> bool:
@@ -167,15 +173,11 @@ class Workload:
         return None
 
     async def _call(self, method: str, message: Message) -> Any:  # noqa: ANN401 any message
-        channel: Any = self.cluster.channel("admin", self.random.choice(REPLICAS))
-        if method.endswith("VM"):
-            stub: Any = vms_pb2_grpc.VMServiceStub(channel)
-        elif method.endswith("Volume"):
-            stub = volumes_pb2_grpc.VolumeServiceStub(channel)
-        elif method.endswith("Node"):
-            stub = nodes_pb2_grpc.NodeServiceStub(channel)
-        else:
-            stub = operations_pb2_grpc.OperationServiceStub(channel)
+        replica = self.random.choice(REPLICAS)
+        if replica not in self._stubs:
+            channel: Any = self.cluster.channel("admin", replica)
+            self._stubs[replica] = tuple(stub(channel) for stub in STUBS)
+        stub = next(stub for stub in self._stubs[replica] if hasattr(stub, method))
         return await getattr(stub, method)(message, timeout=CALL_S)
 
     async def _cancel(self, operation_id: str) -> None:
