@@ -108,11 +108,16 @@ def _aside(one: _Waiting, failed: Sequence[OperationRecord], now_ms: int, silent
 
 
 def held_back_ms(failed: Sequence[OperationRecord], now_ms: int) -> int:
-    """How long after these failed copies in a row, oldest first, the next one is held back from now on."""
+    """How long after these failed copies in a row, oldest first, the next one is held back from now on.
+
+    The failure may have been written by a replica whose clock is ahead of this one's. By more than the whole time, and it is not known when it was:
+    then nothing is held back, which costs a try, where waiting for this clock to get there might take hours.
+    """
     if not failed:
         return 0
     whole_ms = min(HOLD_BACK_FIRST_MS << min(len(failed) - 1, HOLD_BACK_MOST_MS.bit_length()), HOLD_BACK_MOST_MS)
-    return min(whole_ms, max(0, failed[-1].update_ms + whole_ms - now_ms))
+    left_ms = failed[-1].update_ms + whole_ms - now_ms
+    return 0 if left_ms > 2 * whole_ms else min(whole_ms, max(0, left_ms))
 
 
 def _failed_copies(state: ClusterState, vm_ids: Collection[str]) -> Mapping[str, Sequence[OperationRecord]]:
