@@ -1,7 +1,7 @@
 """`python -m tests.simulate SEEDS [--jobs N] [--story]`: live through the seeds; status 0 only if every promise was kept in each.
 
 SEEDS: `500` (the first 500), `17,4711`, `100-200`, or any of them with commas. `--full` also fails if a row of the table was hit less than 100 times.
-`--mutation NAME` takes a guard out, and succeeds only if that is noticed.
+`--mutation NAME` takes a guard out, and succeeds only if that is noticed. `--aim KIND` has more of one kind of fault, as a mutation has by itself.
 """
 
 import argparse
@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 
 from tests.simulate.mutations import MUTATIONS
-from tests.simulate.seed import Run
+from tests.simulate.seed import OPERATIONS, Run
 from tests.simulate.table import table, thin
 from tests.simulate.worker import live, prepare
 
@@ -35,6 +36,17 @@ def seeds_of(text: str) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
+@contextmanager
+def _workers(jobs: int, story: bool) -> Iterator[Callable[[Callable[[int], Run], Iterable[int]], Iterator[Run]]]:
+    """`map`, in so many processes; one is this process."""
+    if jobs == 1:
+        prepare(story)
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare, (story,)) as pool:
+        yield partial(pool.imap_unordered, chunksize=1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulate", description="Simulate whole clusters under faults, in virtual time.")
     parser.add_argument("seeds", nargs="?", default="200", metavar="SEEDS", help="500 (the first 500), 17,4711 or 100-200")
@@ -42,15 +54,19 @@ def main() -> int:
     parser.add_argument("--story", action="store_true", help="tell what happened in each seed")
     parser.add_argument("--full", action="store_true", help="fail if a row, step or fault was hit less than 100 times")
     parser.add_argument("--mutation", default="", choices=["", *MUTATIONS], help="take this guard out; the run must notice")
+    parser.add_argument(
+        "--aim", default="", metavar="KIND", help="every second fault is of this kind (a function of faults.py): old_commands"
+    )
+    parser.add_argument("--operations", type=int, default=OPERATIONS, help=f"of a seed, at least ({OPERATIONS})")
     asked = parser.parse_args()
     began_s = told_s = monotonic()
     hit: Counter[str] = Counter()
     failed: list[Run] = []
     count, operations, faults, virtual_s = 0, 0, 0, 0.0
     seeds = list(seeds_of(asked.seeds))
-    one = partial(live, story=asked.story, mutation=asked.mutation)
-    with multiprocessing.get_context("spawn").Pool(min(asked.jobs, len(seeds)), prepare, (asked.story,)) as pool:
-        for run in pool.imap_unordered(one, seeds, chunksize=1):
+    one = partial(live, story=asked.story, mutation=asked.mutation, aim=asked.aim, operations=asked.operations)
+    with _workers(min(asked.jobs, len(seeds)), asked.story) as each:
+        for run in each(one, seeds):
             count, operations, faults, virtual_s = count + 1, operations + run.operations, faults + run.faults, virtual_s + run.virtual_s
             hit.update(run.hit)
             if asked.story:

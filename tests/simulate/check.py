@@ -20,6 +20,7 @@ from scheduler.core.records import (
     LedgerRecord,
     OperationRecord,
     Record,
+    Verb,
     VMRecord,
     VolumeRecord,
     ledger_key,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from tests.simulate.cluster import SimCluster
 
 MAY_EXECUTE = frozenset({OwnerState.RUNNING, OwnerState.HANDOFF, OwnerState.COMMITTED})
-STORY_LINES = 4000
+MAY_END = frozenset({Verb.CREATE_VM, Verb.START_VM, Verb.STOP_VM, Verb.DELETE_VM})
+"""A creation and a start end what they began when they turn back."""
 
 
 class Violated(Exception):
@@ -59,6 +61,7 @@ class Checker:
         self._sums: dict[str, dict[str, int]] = {}
         self._epochs: dict[str, tuple[int, str]] = {}
         self._done: dict[str, asyncio.Future[None]] = {}
+        self._moved: dict[str, asyncio.Event] = {}
 
     # ---- telling
 
@@ -201,6 +204,19 @@ class Checker:
         if domain is not None and domain.tag is not None and domain.tag.epoch != vm.owner.epoch:
             self.broken(f"I7: {where} under epoch {domain.tag.epoch}, and the record of {vm.vm_id} has {vm.owner.epoch}")
 
+    def ends(self, node_id: str, vm_uid: str, what: str) -> None:
+        """An agent ends a copy: never one that the record lets run, unless an operation that may end it has the VM in hand."""
+        kept = self.state.vm_by_uid(vm_uid)
+        domain = self.cluster.world.hosts[node_id].domains.get(vm_uid) if self.cluster is not None else None
+        if kept is None or domain is None or domain.tag is None or not domain.process.executing:
+            return
+        vm = kept.record
+        operation = self.state.operations.get(vm.operation_id)
+        allowed = operation is not None and operation.record.verb in MAY_END
+        if vm.owner.state is OwnerState.RUNNING and (vm.owner.node_id, vm.owner.epoch) == (node_id, domain.tag.epoch) and not allowed:
+            verb = operation.record.verb.value if operation is not None else "no operation"
+            self.broken(f"{node_id} {what} the guest of {vm.vm_id}, which its record lets run, with {verb} in hand")
+
     # ---- operations
 
     def _operation(self, before: OperationRecord | None, now: Record | None) -> None:
@@ -213,6 +229,8 @@ class Checker:
         if before is not None and before.done and before != now:
             self.broken(f"operation {now.operation_id} ended {before.state.value} and was written again")
         if before is not None and before.phase != now.phase:
+            if now.operation_id in self._moved:
+                self._moved[now.operation_id].set()
             self.hit[f"step {verb}: {before.phase} -> {now.phase}"] += 1
             self.note(f"{now.operation_id[:6]} {verb} {now.target_id}: {before.phase} -> {now.phase} {now.reason}")
         if before is not None and now.cancel_requested and not before.cancel_requested:
@@ -238,6 +256,19 @@ class Checker:
         except TimeoutError:
             return False
         return True
+
+    async def until_moved(self, operation_id: str, steps: int, timeout_s: float) -> None:
+        """Until the operation has entered so many more phases, or that time has passed: a moment that is too short to be met by chance."""
+        moved = self._moved[operation_id] = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout_s):
+                for _ in range(steps):
+                    await moved.wait()
+                    moved.clear()
+        except TimeoutError:
+            return
+        finally:
+            del self._moved[operation_id]
 
     def undone(self) -> list[OperationRecord]:
         return [kept.record for kept in self.state.operations.values() if not kept.record.done]

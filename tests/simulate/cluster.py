@@ -291,9 +291,9 @@ class SimFiles:
 class SimAgentHypervisor(SimHypervisor):
     """A killed agent commands nothing any more; each command is a moment at which it may be killed."""
 
-    def __init__(self, world: SimWorld, node_id: str, process: Process) -> None:
+    def __init__(self, world: SimWorld, node_id: str, process: Process, checker: Checker) -> None:
         super().__init__(world, node_id)
-        self._process = process
+        self._process, self._name, self._checker = process, node_id, checker
 
     async def create_paused(self, *args: Any) -> Any:  # noqa: ANN401 as its base
         return await self._step("creates", super().create_paused(*args))
@@ -301,10 +301,16 @@ class SimAgentHypervisor(SimHypervisor):
     async def resume(self, vm_uid: str) -> None:
         await self._step("resumes", super().resume(vm_uid))
 
+    async def press_power_button(self, vm_uid: str) -> None:
+        self._checker.ends(self._name, vm_uid, "presses the power button of")
+        await super().press_power_button(vm_uid)
+
     async def destroy(self, vm_uid: str) -> None:
+        self._checker.ends(self._name, vm_uid, "destroys")
         await self._step("destroys", super().destroy(vm_uid))
 
     async def kill(self, vm_uid: str) -> None:
+        self._checker.ends(self._name, vm_uid, "kills")
         await self._step("kills", super().kill(vm_uid))
 
     async def locks(self, disk_paths: tuple[str, ...]) -> Any:  # noqa: ANN401 as its base
@@ -441,7 +447,7 @@ class SimCluster:
             ids=SeededIds(self.random),
         )
         parts = agent_app.Parts(
-            SimAgentHypervisor(self.world, name, process),
+            SimAgentHypervisor(self.world, name, process, self.checker),
             SimVolumes(self.world, name),
             SimHostFacts(self.world, name),
             SimTunnel(self.world, name),

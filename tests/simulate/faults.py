@@ -12,18 +12,25 @@ from typing import Any
 import grpc.aio
 
 from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc
+from hostler.internal.v1 import peer_pb2, peer_pb2_grpc
+from hostler.model.owner import OwnerState
+from hostler.server.identity import Principal, PrincipalKind
 from nodeagent.adapters.sim_migration import MigrationFault
 from nodeagent.core.observed import Power
 from scheduler.adapters.memory_store import Fault
-from scheduler.core.records import LEADER, NodeState
-from tests.simulate.cluster import NODES, REPLICAS, RESTART_S, Blow, SimCluster
-from tests.simulate.net import CALM, Weather
+from scheduler.core.records import LEADER, NodeState, VMRecord
+from tests.simulate.cluster import CLUSTER, NODES, PORT, REPLICAS, RESTART_S, Blow, SimCluster
+from tests.simulate.net import CALM, SimCall, SimChannel, Weather
 
 MOMENTS = 25
 """A blow falls at one of the victim's next so many outward steps: about as many as an operation or two take."""
 
 SILENT_S = 12.0
 """A node counts as silent 10 s after its last beat."""
+
+AIMED = 0.5
+OLD_S = 60.0
+"""How late a command may come once more: longer than any replica was stopped or cut off with one in hand."""
 
 MIGRATION_FAULTS = (
     MigrationFault.FAILS_MIDWAY,
@@ -35,14 +42,15 @@ MIGRATION_FAULTS = (
 
 
 class Faults:
-    """`strike` lets one fault happen; its aftermath runs in `group`."""
+    """`strike` lets one fault happen; its aftermath runs in `group`. `aim`: the kind of which every second fault is; empty: none."""
 
-    def __init__(self, cluster: SimCluster, random: Random, group: asyncio.TaskGroup) -> None:
+    def __init__(self, cluster: SimCluster, random: Random, group: asyncio.TaskGroup, aim: str) -> None:
         self._cluster = cluster
         self._random = random
         self._group = group
         self._mending: dict[asyncio.Task[None], None] = {}
         self._off: set[str] = set()
+        self._aim: Callable[[], Awaitable[None]] | None = getattr(self, f"_{aim}") if aim else None
         self.count = 0
         self._kinds: tuple[tuple[int, Callable[[], Awaitable[None]]], ...] = (
             (6, self._agent_killed),
@@ -51,12 +59,16 @@ class Faults:
             (8, self._replica_killed_at_a_step),
             (6, self._daemon_crashes),
             (4, self._daemon_hangs),
-            (3, self._domain_hangs),
+            (4, self._domain_hangs),
             (4, self._host_crashes),
             (2, self._host_fenced),
             (6, self._process_dies),
             (12, self._migration_goes_wrong),
             (8, self._moved_and_nobody_to_ask),
+            (6, self._moved_and_heard_late),
+            (6, self._source_killed_at_its_commit),
+            (8, self._old_commands),
+            (4, self._commit_told_that_was_not_made),
             (6, self._nodes_cut_off),
             (6, self._node_cut_off_from_replicas),
             (6, self._storm),
@@ -65,15 +77,18 @@ class Faults:
             (4, self._replica_stopped),
             (2, self._lease_revoked),
             (2, self._compacted),
-            (2, self._watch_stalls),
+            (3, self._watch_stalls),
             (2, self._no_tunnel),
-            (2, self._creation_refused),
+            (4, self._creation_refused),
+            (6, self._source_killed_and_nobody_to_ask),
             (2, self._wall_clock_jumps),
         )
 
     def strike(self) -> None:
         """Draw one and let it fall, now or at a step of its victim."""
         kind = self._random.choices([kind for _, kind in self._kinds], [weight for weight, _ in self._kinds])[0]
+        if self._aim is not None and self._random.random() < AIMED:
+            kind = self._aim
         task = self._group.create_task(self._until_mended(kind), name="fault")
         self._mending[task] = None
         task.add_done_callback(lambda done: self._mending.pop(done, None))
@@ -338,15 +353,157 @@ class Faults:
         host = cluster.world.hosts[node_id]
         for vm_uid in host.domains:
             cluster.world.script_migration(vm_uid, MigrationFault.FINISH_REPLY_LOST)
-        for _ in range(200):
-            if host.jobs:
-                break
-            await asyncio.sleep(0.1)
-        else:
+        if not await self._comes_true(lambda: bool(host.jobs)):
             return
         await self._sleep(0.0, 0.6)
         self._fell("error but moved, and nobody to ask", node_id)
         await self._cut([frozenset((node_id, replica)) for replica in REPLICAS])
+
+    async def _moved_and_heard_late(self) -> None:
+        """Error but moved, and the source, which reaches no replica, learns that the copy is there only after it has run on by itself. In a part of
+        the cases it has ended since."""
+        cluster, node_id, random = self._cluster, self._node(), self._random
+        host = cluster.world.hosts[node_id]
+        for vm_uid in host.domains:
+            cluster.world.script_migration(vm_uid, MigrationFault.FINISH_REPLY_LOST)
+        asking = await self._departure("/AwaitArrival", node_id)
+        if asking is None or not host.jobs:
+            return
+        vm_uid = list(host.jobs)[-1]
+        self._fell("error but moved, and heard late", f"{node_id} {vm_uid[:8]}")
+        asking.reply_late_s = cluster.world.times.reply_timeout_s + random.uniform(0.0, 4.0)
+        links = [frozenset((node_id, replica)) for replica in REPLICAS]
+        cluster.network.cut.update(dict.fromkeys(links, random.random() < 0.5))
+        if await self._comes_true(lambda: vm_uid not in host.jobs) and random.random() < 0.4:
+            await self._sleep(0.0, 1.0)
+            if vm_uid in host.domains:
+                host.crash_domain(vm_uid)
+        await self._sleep(0.0, 8.0)
+        for link in links:
+            cluster.network.cut.pop(link, None)
+
+    async def _departure(self, method: str, caller: str = "") -> SimCall | None:
+        """The next such call, as it departs; None if none does for a while."""
+        network = self._cluster.network
+        seen: asyncio.Future[SimCall] = asyncio.get_running_loop().create_future()
+
+        def departs(call: SimCall) -> None:
+            if call.method.endswith(method) and caller in ("", call.caller_id) and not seen.done():
+                seen.set_result(call)
+
+        network.departs[departs] = None
+        try:
+            async with asyncio.timeout(30.0):
+                return await seen
+        except TimeoutError:
+            return None
+        finally:
+            del network.departs[departs]
+
+    async def _comes_true(self, so: Callable[[], bool]) -> bool:
+        for _ in range(200):
+            if so():
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _source_killed_at_its_commit(self) -> None:
+        """The commit is on its way and the source's agent dies: it knows of nothing when it comes back, and its hypervisor may call the copy a
+        failure meanwhile. The destination is cut off, so that no lock stops the source."""
+        network, random = self._cluster.network, self._random
+        if random.random() < 0.7:
+            for kept in self._cluster.checker.state.vms.values():
+                self._cluster.world.script_migration(kept.record.uid, MigrationFault.FINISH_REPLY_LOST)
+        call = await self._departure("/CommitHandoff")
+        if call is None:
+            return
+        await asyncio.sleep(random.random() * 0.01)
+        name, destination = call.caller_id, self._destination_of(call.vm_uid())
+        if not self._cluster.lives(name):
+            return
+        self._fell("source killed at its commit", f"{name} {call.operation_id()[:6]}")
+        links = [frozenset((destination, one)) for one in (*NODES, *REPLICAS) if one != destination]
+        network.cut.update(dict.fromkeys(links, True))
+        self._cluster.kill(name)
+        await asyncio.sleep(RESTART_S)
+        if name not in self._off and not self._cluster.lives(name):
+            self._cluster.start(name)
+        await self._sleep(0.0, 6.0)
+        for link in links:
+            network.cut.pop(link, None)
+
+    async def _source_killed_and_nobody_to_ask(self) -> None:
+        """An agent that comes back to a handoff, and cannot read what became of it."""
+        cluster = self._cluster
+        call = await self._departure("/AwaitArrival")
+        if call is None:
+            return
+        await self._sleep(0.0, 0.4)
+        name = call.caller_id
+        if not cluster.lives(name):
+            return
+        self._fell("source killed, and nobody to ask", f"{name} {call.operation_id()[:6]}")
+        cluster.kill(name)
+        links = [frozenset((name, replica)) for replica in REPLICAS]
+        cluster.network.cut.update(dict.fromkeys(links, self._random.random() < 0.5))
+        await asyncio.sleep(RESTART_S)
+        if name not in self._off and not cluster.lives(name):
+            cluster.start(name)
+        await self._sleep(0.5, 6.0)
+        for link in links:
+            cluster.network.cut.pop(link, None)
+
+    def _destination_of(self, vm_uid: str) -> str:
+        kept = self._cluster.checker.state.vm_by_uid(vm_uid)
+        owner = kept.record.owner if kept is not None else None
+        return (owner.destination_node_id or owner.node_id) if owner is not None else ""
+
+    async def _old_commands(self) -> None:
+        """Commands and commits of the last minute come once more, when another operation has the VM in hand, or none."""
+        cluster, random, state = self._cluster, self._random, self._cluster.checker.state
+        for _ in range(40):
+            await self._sleep(0.1, 0.5)
+            busy = [kept.record for kept in state.vms.values() if kept.record.owner.state is OwnerState.HANDOFF]
+            kept = busy or [kept.record for kept in state.vms.values()]
+            vm = random.choice(kept) if kept else None
+            old = [call for call in cluster.network.sent if vm is not None and call.vm_uid() == vm.uid and self._is_old(call)]
+            if old:
+                break
+        else:
+            return
+        self._fell("old commands come once more", f"{len(old)} about {vm.vm_id if vm else ''}")
+        for call in old:
+            await asyncio.sleep(random.random() * 0.1)
+            call.again()
+
+    def _is_old(self, call: SimCall) -> bool:
+        """A command of an operation that has ended."""
+        operation = self._cluster.checker.state.operations.get(call.operation_id())
+        return operation is not None and operation.record.done and self._cluster.loop.now_s - call.sent_s <= OLD_S
+
+    async def _commit_told_that_was_not_made(self) -> None:
+        """A source says so to its destination while it has not asked for the commit: no message alone lets a copy run."""
+        cluster, state = self._cluster, self._cluster.checker.state
+
+        def handoffs() -> list[VMRecord]:
+            return [kept.record for kept in state.vms.values() if kept.record.owner.state is OwnerState.HANDOFF]
+
+        if not await self._comes_true(lambda: bool(handoffs())):
+            return
+        vm = handoffs()[0]
+        owner = vm.owner
+        self._fell("commit told that was not made", f"{owner.node_id} -> {owner.destination_node_id} {owner.operation_id[:6]}")
+        channel: Any = SimChannel(
+            cluster.network, Principal(CLUSTER, PrincipalKind.NODE, owner.node_id), f"{owner.destination_node_id}:{PORT}"
+        )
+        stub: Any = peer_pb2_grpc.PeerServiceStub(channel)
+        for _ in range(150):
+            kept = state.vm_by_uid(vm.uid)
+            if kept is None or kept.record.owner != owner:
+                return
+            with suppress(grpc.aio.AioRpcError):
+                await stub.NoteCommitted(peer_pb2.NoteCommittedRequest(operation_id=owner.operation_id), timeout=1.0)
+            await asyncio.sleep(0.05)
 
     async def _no_tunnel(self) -> None:
         node_id = self._node()

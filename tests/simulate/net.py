@@ -8,7 +8,7 @@ Left out of the server's chain: authentication by certificate (the caller's name
 
 import asyncio
 import contextvars
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -29,6 +29,9 @@ REFUSED_AFTER_S = 0.01
 LATE_AT_MOST_S = 8.0
 DUPLICATE_AFTER_S = 20.0
 """How much later a message that comes twice may come again."""
+
+REMEMBERED = 400
+"""Calls that a fault can let come once more; a busy minute has about as many."""
 
 SILENCE_S = 20.0
 """How long a broken connection is not noticed by the end that only listens; gRPC's keepalive is 30 + 10 s."""
@@ -61,6 +64,8 @@ class Network:
     weather: Weather = CALM
     broke: Callable[[str, BaseException], None] = lambda _where, _error: None
     hold: Callable[[str], "asyncio.Event | None"] = lambda _name: None
+    sent: "deque[SimCall]" = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    departs: "dict[Callable[[SimCall], None], None]" = field(default_factory=dict)
 
     def delay_s(self) -> float:
         random = self.random.random
@@ -179,11 +184,30 @@ class SimCall:
 
     def __init__(self, channel: SimChannel, method: str, request: Any, timeout_s: float) -> None:  # noqa: ANN401 any message
         self._net = channel.network
-        self._caller, self._address, self._method, self._request = channel.caller, channel.address, method, request
+        self._caller, self._address, self.method, self.request = channel.caller, channel.address, method, request
+        self.sent_s = self._net.loop.now_s
+        self.reply_late_s = 0.0
         self._timeout_s = timeout_s
         self._peer = channel.address.rpartition(":")[0]
         self._reply: asyncio.Future[Any] = self._net.loop.create_future()
         self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def caller_id(self) -> str:
+        return self._caller.id
+
+    def vm_uid(self) -> str:
+        """The VM that a command to an agent, or a commit, is about; empty: it is neither."""
+        command = getattr(self.request, "command", self.request)
+        return str(getattr(command, "vm_uid", ""))
+
+    def operation_id(self) -> str:
+        return str(getattr(getattr(self.request, "command", self.request), "operation_id", ""))
+
+    def again(self) -> None:
+        """It comes once more, and nobody waits for the answer."""
+        self._net.tell(f"once more: {self._caller.id} -> {self._peer} {self.method} {self.operation_id()[:6]}")
+        self._arrive(False)
 
     async def result(self) -> Any:  # noqa: ANN401 any message
         net, loop = self._net, self._net.loop
@@ -198,19 +222,22 @@ class SimCall:
 
     def _depart(self) -> None:
         net, weather = self._net, self._net.weather
+        net.sent.append(self)
+        for listener in tuple(net.departs):
+            listener(self)
         if net.is_cut(self._caller.id, self._peer):
             if not net.cut_hangs(self._caller.id, self._peer):
                 net.loop.call_later(REFUSED_AFTER_S, self._fail, grpc.StatusCode.UNAVAILABLE, "cut off")
             return
         if weather.request_lost and net.random.random() < weather.request_lost:
             net.hit["request lost"] += 1
-            net.tell(f"request lost: {self._caller.id} -> {self._peer} {self._method}")
+            net.tell(f"request lost: {self._caller.id} -> {self._peer} {self.method}")
             net.loop.call_later(REFUSED_AFTER_S, self._fail, grpc.StatusCode.UNAVAILABLE, "request lost")
             return
         net.loop.call_later(net.delay_s(), self._arrive, True)
         if weather.twice and net.random.random() < weather.twice:
             net.hit["request twice"] += 1
-            net.tell(f"request twice: {self._caller.id} -> {self._peer} {self._method}")
+            net.tell(f"request twice: {self._caller.id} -> {self._peer} {self.method}")
             net.loop.call_later(net.random.random() * DUPLICATE_AFTER_S, self._arrive, False)
 
     def _arrive(self, awaited: bool) -> None:
@@ -221,13 +248,13 @@ class SimCall:
         if server is None:
             self._fail(grpc.StatusCode.UNAVAILABLE, "nobody listens")
             return
-        handler = server.handlers.get(self._method)
+        handler = server.handlers.get(self.method)
         if handler is None:
-            self._fail(grpc.StatusCode.UNIMPLEMENTED, self._method)
+            self._fail(grpc.StatusCode.UNIMPLEMENTED, self.method)
             return
         if awaited and self._reply.done():
             return
-        task = server.run(self._serve(handler), self._caller, self._method)
+        task = server.run(self._serve(handler), self._caller, self.method)
         deadline = net.loop.call_later(self._timeout_s, task.cancel)
         task.add_done_callback(lambda _task: deadline.cancel())
         if awaited:
@@ -239,16 +266,16 @@ class SimCall:
         if held is not None:
             await held.wait()
         if self._net.note is not None:
-            self._net.note(f"    {self._caller.id} -> {self._peer} {self._method.rpartition('/')[2]} {_short(self._request)}")
+            self._net.note(f"    {self._caller.id} -> {self._peer} {self.method.rpartition('/')[2]} {_short(self.request)}")
         try:
-            return await handler.unary_unary(self._request, None)
+            return await handler.unary_unary(self.request, None)
         except Exception as error:
             return self._status(error)
 
     def _status(self, error: Exception) -> grpc.aio.AioRpcError:
         refusal = refusal_in(error)
         if refusal is None:
-            self._net.broke(f"{self._peer} {self._method}", error)
+            self._net.broke(f"{self._peer} {self.method}", error)
             refusal = Internal(Reason.INTERNAL, "Something broke inside the server.")
         status = rpc_status.to_status(refusal)
         metadata = grpc.aio.Metadata((rpc_status.DETAILS_KEY, status.SerializeToString()))
@@ -263,10 +290,10 @@ class SimCall:
             return
         if net.weather.reply_lost and net.random.random() < net.weather.reply_lost:
             net.hit["reply lost"] += 1
-            net.tell(f"reply lost: {self._peer} -> {self._caller.id} {self._method}")
+            net.tell(f"reply lost: {self._peer} -> {self._caller.id} {self.method}")
             net.loop.call_later(REFUSED_AFTER_S, self._fail, grpc.StatusCode.UNAVAILABLE, "reply lost")
             return
-        net.loop.call_later(net.delay_s(), self._deliver, task.result())
+        net.loop.call_later(net.delay_s() + self.reply_late_s, self._deliver, task.result())
 
     def _deliver(self, answer: Any) -> None:  # noqa: ANN401 any message
         if self._reply.done() or self._net.is_cut(self._caller.id, self._peer):

@@ -62,14 +62,14 @@ class Run:
     story: tuple[str, ...]
 
 
-def run_seed(seed: int, *, story: bool = False, mutation: Mutation = nullcontext, operations: int = OPERATIONS) -> Run:
-    """Live through one seed."""
+def run_seed(seed: int, *, story: bool = False, mutation: Mutation = nullcontext, aim: str = "", operations: int = OPERATIONS) -> Run:
+    """Live through one seed; `aim` is the kind of fault to have more of."""
     gc.disable()
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     try:
         loop.set_exception_handler(_quiet)
-        return loop.run_until_complete(_Life(seed, loop, story, operations).live(mutation))
+        return loop.run_until_complete(_Life(seed, loop, story, operations, aim).live(mutation))
     finally:
         asyncio.set_event_loop(None)
         loop.close()
@@ -82,8 +82,8 @@ def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
 
 
 class _Life:
-    def __init__(self, seed: int, loop: VirtualLoop, story: bool, operations: int) -> None:
-        self._seed, self._loop, self._operations = seed, loop, operations
+    def __init__(self, seed: int, loop: VirtualLoop, story: bool, operations: int, aim: str) -> None:
+        self._seed, self._loop, self._operations, self._aim = seed, loop, operations, aim
         self._story = story
         self._faults = 0
 
@@ -157,7 +157,7 @@ class _Life:
             self.cluster.start(name)
         await self._until(lambda: len(self.checker.state.nodes) == len(NODES), READY_S, "the nodes do not register")
         async with asyncio.TaskGroup() as group:
-            faults = Faults(self.cluster, Random(f"{self._seed} faults"), group)
+            faults = Faults(self.cluster, Random(f"{self._seed} faults"), group, self._aim)
             striking = group.create_task(self._strike(faults), name="faults")
             async with asyncio.timeout(WORK_LIMIT_S), asyncio.TaskGroup() as users:
                 for number in range(USERS):

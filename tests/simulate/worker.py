@@ -6,7 +6,7 @@ import logging
 import structlog
 
 from tests.simulate.mutations import MUTATIONS
-from tests.simulate.seed import Run, run_seed
+from tests.simulate.seed import OPERATIONS, Run, run_seed
 
 
 def prepare(story: bool) -> None:
@@ -16,6 +16,8 @@ def prepare(story: bool) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
 
 
-def live(seed: int, *, story: bool, mutation: str) -> Run:
-    """One seed, with that guard taken out if it is named."""
-    return run_seed(seed, story=story, mutation=MUTATIONS[mutation]) if mutation else run_seed(seed, story=story)
+def live(seed: int, *, story: bool, mutation: str, aim: str = "", operations: int = OPERATIONS) -> Run:
+    """One seed, with that guard taken out if it is named, and more of that kind of fault; a guard has a kind of its own."""
+    if not mutation:
+        return run_seed(seed, story=story, aim=aim, operations=operations)
+    return run_seed(seed, story=story, mutation=MUTATIONS[mutation].without, aim=MUTATIONS[mutation].aim, operations=operations)

@@ -39,6 +39,8 @@ STUBS: tuple[Any, ...] = (
     nodes_pb2_grpc.NodeServiceStub,
 )
 ASKED_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
+STEP_S = 3.0
+"""How long a user who cancels at a step waits for it."""
 PATIENCE_S = 45.0
 """How long a user waits for an operation before asking for something else."""
 
@@ -73,7 +75,10 @@ class Workload:
         random = self.random
         dice = random.random()
         if dice < 0.12:
-            await asyncio.sleep(random.random() ** 2 * 3.0)
+            if random.random() < 0.5:
+                await asyncio.sleep(random.random() ** 2 * 3.0)
+            else:
+                await self.checker.until_moved(operation_id, random.randrange(4), STEP_S)
             await self._cancel(operation_id)
         elif dice < 0.2:
             await self._repeat(operation_id)
