@@ -461,6 +461,8 @@ class Faults:
     async def _old_commands(self) -> None:
         """Commands and commits of the last minute come once more, when another operation has the VM in hand, or none."""
         cluster, random, state = self._cluster, self._random, self._cluster.checker.state
+        vm: VMRecord | None = None
+        old: list[SimCall] = []
         for _ in range(40):
             await self._sleep(0.1, 0.5)
             busy = [kept.record for kept in state.vms.values() if kept.record.owner.state is OwnerState.HANDOFF]
@@ -469,9 +471,14 @@ class Faults:
             old = [call for call in cluster.network.sent if vm is not None and call.vm_uid() == vm.uid and self._is_old(call)]
             if old:
                 break
-        else:
+        if vm is None or not old:
             return
-        self._fell("old commands come once more", f"{len(old)} about {vm.vm_id if vm else ''}")
+        self._fell("old commands come once more", f"{len(old)} about {vm.vm_id}")
+        host = cluster.world.hosts[vm.owner.node_id]
+        if random.random() < 0.4 and vm.uid in host.domains and not vm.operation_id:
+            # The last command that its node has heard is the start: only the record says that it is not to run any more.
+            host.crash_domain(vm.uid)
+            await self._comes_true(lambda: (now := state.vm_by_uid(vm.uid)) is None or now.record.owner.state is OwnerState.STOPPED)
         for call in old:
             await asyncio.sleep(random.random() * 0.1)
             call.again()
