@@ -148,7 +148,7 @@ class Missing:
 
 
 MUTATIONS: Mapping[str, Missing] = {
-    "no-freeze": Missing(_no_freeze),
+    "no-freeze": Missing(_no_freeze, "moved_and_nobody_to_ask"),
     "no-inspection": Missing(_no_inspection, "moved_and_heard_late"),
     "failed-is-aborted": Missing(_failed_is_aborted, "source_killed_at_its_commit"),
     "gone-is-enough": Missing(_gone_is_enough, "moved_and_heard_late"),
