@@ -86,10 +86,12 @@ class DomainEvent:
 
 @dataclass(frozen=True, slots=True)
 class MigrationSockets:
-    """Unix sockets on the source that lead to the destination: its libvirt, and its waiting QEMU (the same path on both hosts)."""
+    """Unix sockets on the source that lead to the destination: its libvirt, its waiting QEMU, and the same QEMU's disks, to be written (the last
+    two at the same path on both hosts)."""
 
     libvirt: str
     qemu: str
+    disks: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,19 @@ class Hypervisor(Protocol):
         """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes). Raises
         StorageUnavailable."""
 
-    async def migrate(self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits) -> None:
-        """Copy it to the destination, where it arrives paused and carries `tag`; `disk_paths` are the destination's. Returns when libvirt
-        says that it is there. Raises HypervisorRefused or HypervisorUnavailable: neither is a verdict, look at both ends.
-        Cancelling this call does not stop the migration; `abort_migration` does."""
+    async def migrate(
+        self,
+        vm_uid: str,
+        tag: CopyTag,
+        disk_paths: Mapping[str, str],
+        sockets: MigrationSockets,
+        limits: Limits,
+        copied: frozenset[str] = frozenset(),
+    ) -> None:
+        """Copy it to the destination, where it arrives paused and carries `tag`; `disk_paths` are the destination's. Disks in `copied` (volume
+        uids) are copied along, into files of the same size that are there; the others are the same files. Such a copy is complete and on the
+        destination's storage before the source lets go of its own. Returns when libvirt says that it is there. Raises HypervisorRefused or
+        HypervisorUnavailable: neither is a verdict, look at both ends. Cancelling this call does not stop the migration; `abort_migration` does."""
 
     async def abort_migration(self, vm_uid: str) -> None:
         """Stop the copying; no error if there is none."""
@@ -228,6 +239,14 @@ class StorageUnavailable(Unavailable):
         self.detail = detail
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeSize:
+    """Of a volume's file: the guest's view of it, and what of it takes room in the pool."""
+
+    size_bytes: int
+    allocated_bytes: int
+
+
 class Volumes(Protocol):
     """Volumes in directory pools. A volume's file is named after its uid; nothing from the API becomes part of a path."""
 
@@ -248,6 +267,9 @@ class Volumes(Protocol):
 
     async def identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
         """File system and inode of its file: equal on two hosts if and only if it is the same file. Raises PoolMissing."""
+
+    async def size(self, pool_id: str, volume_uid: str, image_format: str) -> VolumeSize:
+        """Of its file. Raises PoolMissing."""
 
     async def hold_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
         """Make the probe's file and lock a byte of it, as QEMU locks an image, from a process of its own that gives up after a while: HELD, or
@@ -292,7 +314,7 @@ class Tunnel(Protocol):
     async def close_incoming(self, operation_id: str) -> None: ...
 
     async def open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
-        """Source: two unix sockets whose connections end at the destination's libvirt and QEMU. Raises TunnelFailed, and then nothing is open."""
+        """Source: unix sockets whose connections end at the destination's libvirt and QEMU. Raises TunnelFailed, and then nothing is open."""
 
     async def close_outgoing(self, operation_id: str) -> None: ...
 

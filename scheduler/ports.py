@@ -243,7 +243,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The destination's answer: where its tunnel is, and (volume uid, identity, path) of each disk."""
+    """The destination's answer: where its tunnel is, and (volume uid, identity, path) of each disk; identity "": copied along."""
 
     tunnel_endpoint: str
     disks: tuple[tuple[str, str, str], ...]
@@ -326,7 +326,10 @@ class NodeGateway(Protocol):
     async def migration_destination(self, node_id: str, order: Order, domain: DomainSpec, guest: GuestFacts) -> MigrationFacts:
         """Facts of the end that it would go to."""
 
-    async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared: ...
+    async def prepare_incoming(
+        self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str, copied: tuple[VolumeSpec, ...] = ()
+    ) -> Prepared:
+        """`copied`: volumes that are copied along, whose files the destination makes."""
 
     async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport: ...
 

@@ -23,7 +23,7 @@ from nodeagent.adapters.libvirt_calls import Calls
 from nodeagent.adapters.lock_holders import LockHolders
 from nodeagent.adapters.pool_directory import Making, NotUsable, PoolIdentity
 from nodeagent.adapters.qemu_img import ImageFormat, NoSpace, QemuImg, QemuImgFailed
-from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, StorageUnavailable, VolumeRemoved
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, StorageUnavailable, VolumeRemoved, VolumeSize
 
 LOOK_TIMEOUT_S = 5.0
 """A look at a directory; a file system that takes longer hangs."""
@@ -189,6 +189,18 @@ class DirectoryVolumes:
         if inode is None:
             raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
         return f"{fingerprint}:{inode}"
+
+    async def size(self, pool_id: str, volume_uid: str, image_format: str) -> VolumeSize:
+        pool, name = self._pool(pool_id), _file(volume_uid, image_format)
+
+        def look() -> tuple[int | None, int | None]:
+            pool.identity()
+            return pool_directory.volume_bytes(pool.root, name), pool_directory.allocated_bytes(pool.root, name)
+
+        size_bytes, allocated_bytes = await pool.look(name, look)
+        if size_bytes is None or allocated_bytes is None:
+            raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
+        return VolumeSize(size_bytes, allocated_bytes)
 
     # ---- probing locks
 

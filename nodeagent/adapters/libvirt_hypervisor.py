@@ -384,16 +384,25 @@ class LibvirtHypervisor:
 
     # -- migration ---------------------------------------------------------------------------------------------
 
-    async def migrate(self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits) -> None:
+    async def migrate(
+        self,
+        vm_uid: str,
+        tag: CopyTag,
+        disk_paths: Mapping[str, str],
+        sockets: MigrationSockets,
+        limits: Limits,
+        copied: frozenset[str] = frozenset(),
+    ) -> None:
         def migrate(connection: libvirt.virConnect) -> None:
             domain = _ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
-            parameters = libvirt_migration.parameters(sockets, xml, limits.bandwidth_mib_s)
+            targets = _targets(domain.XMLDesc(), copied)
+            parameters = libvirt_migration.parameters(sockets, xml, limits.bandwidth_mib_s, targets)
             domain.migrateSetMaxDowntime(limits.downtime_ms)
             libvirt_qemu.qemuMonitorCommand(domain, libvirt_migration.highest_throttle_command(MOST_PERCENT), 0)
-            domain.migrateToURI3(libvirt_migration.destination_uri(sockets), parameters, libvirt_migration.FLAGS)
+            domain.migrateToURI3(libvirt_migration.destination_uri(sockets), parameters, libvirt_migration.flags(targets))
 
         lane = f"migrate {vm_uid}"
         if self._long_calls.lane_taken(lane):
@@ -569,6 +578,14 @@ def _destination_xml(migratable: str, tag: CopyTag, disk_paths: Mapping[str, str
         return domain_xml.destination_xml(migratable, tag, disk_paths)
     except DomainSpecRefused as err:
         raise HypervisorRefused(str(err)) from err
+
+
+def _targets(xml: str, volume_uids: frozenset[str]) -> list[str]:
+    """What libvirt calls the disks of these volumes."""
+    found = domain_shape.disk_targets(xml)
+    if missing := volume_uids - found.keys():
+        raise HypervisorRefused(f"The domain has no disk of volume {min(missing)}.")
+    return sorted(found[uid] for uid in volume_uids)
 
 
 def _version(number: int) -> str:

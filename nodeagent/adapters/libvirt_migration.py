@@ -1,13 +1,17 @@
 """What libvirt's migration means: the flags and parameters of a call, the role of a paused domain, progress.
 
 Always live, peer to peer (it survives the agent), arriving paused (the owner changes before anything runs there), aborted on a disk error, over
-two unix sockets that a tunnel of ours carries; never VIR_MIGRATE_UNSAFE. An error of the call is not a verdict: the reply may be lost.
+unix sockets that a tunnel of ours carries; never VIR_MIGRATE_UNSAFE. An error of the call is not a verdict: the reply may be lost.
+
+Local disks are copied along by QEMU's mirror jobs, over NBD. libvirt lets QEMU switch over only once these have ended whole, with the guest stopped
+(QEMU pauses before it lets go of its images): a source that holds no image has nothing under way any more (docs/decisions/0015).
 
 The guest is throttled by QEMU (auto-converge), which ends it with the copy whatever happens to us. Its first step and the size of the next ones
 are what a running copy's throttle is steered by; libvirt can set them only at the start, so later they go to QEMU past it (docs/decisions/0010).
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -41,14 +45,23 @@ def destination_uri(sockets: MigrationSockets) -> str:
     return f"qemu+unix:///system?socket={quote(sockets.libvirt)}"
 
 
-def parameters(sockets: MigrationSockets, destination_xml: str, bandwidth_mib_s: int) -> dict[str, Any]:
-    """Of virDomainMigrateToURI3. `bandwidth_mib_s` 0: no limit."""
+def flags(copied_targets: Sequence[str]) -> int:
+    """Of virDomainMigrateToURI3."""
+    chosen: int = FLAGS | (libvirt.VIR_MIGRATE_NON_SHARED_DISK if copied_targets else 0)
+    return chosen
+
+
+def parameters(sockets: MigrationSockets, destination_xml: str, bandwidth_mib_s: int, copied_targets: Sequence[str] = ()) -> dict[str, Any]:
+    """Of virDomainMigrateToURI3. `bandwidth_mib_s` 0: no limit. `copied_targets`: disks that are copied along, as "vda"."""
     chosen: dict[str, Any] = {
         libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{quote(sockets.qemu)}",
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: destination_xml,
         libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INITIAL: FIRST_STEP_PERCENT,
         libvirt.VIR_MIGRATE_PARAM_AUTO_CONVERGE_INCREMENT: NEXT_STEP_PERCENT,
     }
+    if copied_targets:
+        chosen[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = list(copied_targets)
+        chosen[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{quote(sockets.disks)}"
     if bandwidth_mib_s > 0:
         chosen[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = bandwidth_mib_s
     return chosen

@@ -219,6 +219,12 @@ def volume_bytes(root: Path, name: str) -> int | None:
         return os.fstat(file.fileno()).st_size if name.endswith(".raw") else _qcow2_bytes(file, "The volume")
 
 
+def allocated_bytes(root: Path, name: str) -> int | None:
+    """What a volume's file takes of the file system; None: there is none."""
+    with _subfolder(root, VOLUMES) as folder, _regular(folder, name) as file:
+        return None if file is None else os.fstat(file.fileno()).st_blocks * BLOCK_BYTES
+
+
 def remove_volume(root: Path, name: str) -> None:
     with _subfolder(root, REMOVED) as removed:
         _open(name, os.O_WRONLY | os.O_CREAT, removed).close()

@@ -7,7 +7,7 @@ A process stopped by a signal blocks what needs its monitor, for that domain alo
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +15,7 @@ from hostler.model.domain import DomainSpec
 from nodeagent.adapters.sim_events import EventHub
 from nodeagent.adapters.sim_migration import MigrationJob
 from nodeagent.adapters.sim_process import SimProcess
-from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
+from nodeagent.adapters.sim_storage import SimFile, SimFileSystem, take_write_lock
 from nodeagent.core.domain_xml import cpu_weight
 from nodeagent.core.observed import CopyTag, DiskShape, DomainShape, DomainView, HostTotals, NicShape, Power
 from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets
@@ -251,14 +251,21 @@ class SimHost:
         self.publish(EventKind.SUSPENDED, spec.vm_uid)
         return domain
 
-    def accept(self, source: SimDomain, tag: CopyTag, disk_paths: Mapping[str, str]) -> SimDomain:
-        """Destination of a migration: a process that waits for the copy, its images not opened for writing."""
+    def accept(self, source: SimDomain, tag: CopyTag, disk_paths: Mapping[str, str], pairs: Sequence[tuple[SimFile, SimFile]]) -> SimDomain:
+        """Destination of a migration: a process that waits for the copy. Of its images only those are open for writing that are copied too:
+        `pairs` are the source's file and this host's of each."""
         if not self.up or self._hung:
             raise HypervisorUnavailable("The destination's hypervisor does not answer.")
         disks = self._open(source.uuid, list(disk_paths.values()))
-        if {id(file) for file in disks} != {id(file) for file in source.process.disks}:
+        fed = {id(theirs): mine for mine, theirs in pairs}
+        if {id(fed.get(id(file), file)) for file in disks} != {id(file) for file in source.process.disks}:
             raise HypervisorRefused("Unsafe migration: the disks on the destination are not the same files.")
+        if any(mine.size_mib != theirs.size_mib for mine, theirs in pairs):
+            raise HypervisorRefused("Source and target image have different sizes.")
         process = self._new_process(source.uuid, source.memory_mib, disks)
+        if not take_write_lock(tuple(theirs for _, theirs in pairs), process.pid):
+            self.world.end_process(process)
+            raise HypervisorRefused("Failed to get the write lock of a disk: another process has it open.")
         disks_there = tuple(replace(disk, source=disk_paths.get(disk.volume_uid, disk.source)) for disk in source.made.disks)
         made = replace(source.made, disks=disks_there, persistent=False, autostart=False)
         domain = SimDomain(source.name, source.uuid, tag, source.vcpus, source.memory_mib, Power.INCOMING, process, made)
@@ -328,14 +335,20 @@ class SimHost:
         self.lose_process(process, EventKind.STOPPED)
 
     def begin_migration(
-        self, vm_uid: str, tag: CopyTag, disk_paths: Mapping[str, str], sockets: MigrationSockets, limits: Limits
+        self,
+        vm_uid: str,
+        tag: CopyTag,
+        disk_paths: Mapping[str, str],
+        sockets: MigrationSockets,
+        limits: Limits,
+        copied: frozenset[str] = frozenset(),
     ) -> MigrationJob:
         domain = self.get(vm_uid)
         if vm_uid in self.jobs:
             raise HypervisorRefused("The domain is being migrated already.")
         if domain.power is not Power.RUNNING:
             raise HypervisorRefused("The domain is not running.")
-        job = self.jobs[vm_uid] = MigrationJob(self, domain, tag, disk_paths, sockets, limits)
+        job = self.jobs[vm_uid] = MigrationJob(self, domain, tag, disk_paths, sockets, limits, copied)
         self.world.spawn(job.run(), f"{self.node_id} migrate {vm_uid}")
         return job
 

@@ -1,8 +1,9 @@
 """A simulated live migration, as libvirt's peer-to-peer v3 protocol goes and fails; it runs in the daemons, whoever asked for it.
 
-Prepare, copy in iterations until what is left fits the downtime, switchover (source SWITCHED, its locks dropped), arrival (destination complete
-and paused), then the source's end. The ways it ends are those that were seen on real libvirt, among them "error but moved": when the answer to
-the last step is lost the source's daemon believes in a failure and lets the source run on by itself, with a complete copy left on the other side.
+Prepare, copy the disks that are not shared, copy memory in iterations until what is left fits the downtime, switchover (source SWITCHED, the
+copies of its disks made whole, its locks dropped), arrival (destination complete and paused), then the source's end. The ways it ends are those
+that were seen on real libvirt, among them "error but moved": when the answer to the last step is lost the source's daemon believes in a failure
+and lets the source run on by itself, with a complete copy left on the other side.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from nodeagent.adapters.sim_storage import SimFile
 from nodeagent.core.observed import CopyTag, MigrationProgress, Power
 from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets, Tune
 
@@ -86,6 +88,7 @@ class MigrationJob:
         disk_paths: Mapping[str, str],
         sockets: MigrationSockets,
         limits: Limits,
+        copied: frozenset[str] = frozenset(),
     ) -> None:
         self._source = source
         self._world = source.world
@@ -99,6 +102,9 @@ class MigrationJob:
         self._iteration = 1
         self._dirty_bytes = 0.0
         self._fault = self._world.take_migration_fault(domain.uuid)
+        self._copied = copied
+        self._pairs: list[tuple[SimFile, SimFile]] = []
+        self._disk_bytes = self._disk_left_bytes = 0.0
         self._stalled = False
         self._aborted = False
         self._done_bytes = 0.0
@@ -107,15 +113,19 @@ class MigrationJob:
         self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def progress(self) -> MigrationProgress:
-        rate = 0 if self._stalled or self._left_bytes == 0 else int(self._rate)
+        """Of the disks alone while these are copied, as libvirt tells it."""
+        at_disks = self._disk_left_bytes > 0
+        left_bytes = self._disk_left_bytes if at_disks else self._left_bytes
+        done_bytes = self._done_bytes + self._disk_bytes - self._disk_left_bytes
+        rate = 0 if self._stalled or left_bytes == 0 else int(self._rate)
         return MigrationProgress(
-            int(self._done_bytes),
-            int(self._done_bytes + self._left_bytes),
+            int(done_bytes),
+            int(done_bytes + left_bytes),
             rate,
             self._downtime_ms,
-            remaining_bytes=int(self._left_bytes),
+            remaining_bytes=0 if at_disks else int(self._left_bytes),
             dirty_bytes_per_s=int(self._throttle.dirty_bytes_per_s),
-            iteration=self._iteration,
+            iteration=0 if at_disks else self._iteration,
             throttle_percent=self._throttle.percent,
         )
 
@@ -150,13 +160,15 @@ class MigrationJob:
         times = self._world.times
         destination = self._destination()
         await self._world.clock.sleep(times.prepare_s)
-        arriving = destination.accept(self._domain, self._tag, self._disk_paths)
+        self._pairs = self._files(destination)
+        arriving = destination.accept(self._domain, self._tag, self._disk_paths, self._pairs)
         try:
+            await self._copy_disks(destination, arriving)
             await self._copy(destination, arriving)
         except (HypervisorRefused, HypervisorUnavailable):
             destination.lose_process(arriving.process, EventKind.STOPPED)
             raise
-        self._switch()
+        await self._switch(destination, arriving)
         await self._world.clock.sleep(self._switch_s())
         await self._arrive(destination, arriving)
         await self._finish(arriving)
@@ -170,7 +182,29 @@ class MigrationJob:
             raise HypervisorRefused("Cannot connect to the destination's hypervisor.")
         return host
 
+    def _files(self, destination: "SimHost") -> list[tuple[SimFile, SimFile]]:
+        """Of each disk that is copied along: the source's, the destination's."""
+        pairs = []
+        for disk in self._domain.made.disks:
+            if disk.volume_uid in self._copied:
+                mine = self._world.file(self._source.node_id, disk.source)
+                theirs = self._world.file(destination.node_id, self._disk_paths[disk.volume_uid])
+                if mine is None or theirs is None or mine is theirs:
+                    raise HypervisorRefused("A disk that is to be copied is not there on both hosts.")
+                pairs.append((mine, theirs))
+        return pairs
+
     # ---- copy
+
+    async def _copy_disks(self, destination: "SimHost", arriving: "SimDomain") -> None:
+        """Once over; what the guest writes from then on goes to both."""
+        self._stalled = self._fault is MigrationFault.STALLS
+        self._disk_bytes = self._disk_left_bytes = float(sum(mine.size_mib for mine, _ in self._pairs) * MIB)
+        while self._disk_left_bytes > 0:
+            await self._still_possible(destination, arriving)
+            await self._world.clock.sleep(self._world.times.quantum_s)
+            if not self._stalled and not self._domain.process.stopped:
+                self._disk_left_bytes = max(0.0, self._disk_left_bytes - self._rate * self._world.times.quantum_s)
 
     async def _copy(self, destination: "SimHost", arriving: "SimDomain") -> None:
         """Iteration after iteration until what is left fits the downtime; memory that the guest dirties is copied again in the next one."""
@@ -226,10 +260,23 @@ class MigrationJob:
 
     # ---- switchover and after
 
-    def _switch(self) -> None:
-        self._world.inactivate(self._domain.process)
+    async def _switch(self, destination: "SimHost", arriving: "SimDomain") -> None:
+        """The guest stops; its images are let go of once the copies of those that are copied have everything that it wrote."""
+        self._world.pause(self._domain.process)
         self._domain.power = Power.SWITCHED
         self._source.publish(EventKind.SWITCHED, self._domain.uuid)
+        if self._pairs:
+            await self._world.clock.sleep(self._world.times.drain_s)
+            await self._source.until_free(self._domain.uuid, monitor=True)
+            try:
+                await self._still_possible(destination, arriving)
+            except (HypervisorRefused, HypervisorUnavailable):
+                destination.lose_process(arriving.process, EventKind.STOPPED)
+                await self._let_source_go_on()
+                raise
+            for mine, theirs in self._pairs:
+                theirs.written = mine.written
+        self._world.inactivate(self._domain.process)
 
     async def _arrive(self, destination: "SimHost", arriving: "SimDomain") -> None:
         lost = arriving.process.dead or not destination.up or not self._connected()

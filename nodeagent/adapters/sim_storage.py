@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class SimFile:
-    """One file. `holder_pid` has the write lock, 0: nobody; without locks on its file system it stays 0."""
+    """One file, of that name on its file system. `holder_pid` has the write lock, 0: nobody; without locks on its file system it stays 0.
 
+    `written`: what is in it, as the number of the last write to a volume anywhere; 0: nothing. Two files of equal numbers are equal.
+    """
+
+    name: str
     inode: int
     size_mib: int
     lockable: bool
     holder_pid: int = 0
+    written: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +56,7 @@ class SimFileSystem:
     def create(self, path: str, size_mib: int) -> SimFile:
         """A new file with an inode that was never used before; the caller has checked the room."""
         self.last_inode += 1
-        file = self.files[path] = SimFile(self.last_inode, size_mib, self.locks)
+        file = self.files[path] = SimFile(path, self.last_inode, size_mib, self.locks)
         return file
 
 

@@ -30,7 +30,7 @@ class SimTunnel:
     async def open_outgoing(self, operation_id: str, endpoint: str, destination_node_id: str) -> MigrationSockets:
         self._check()
         self._world.fabric.dial(operation_id, self._node_id, destination_node_id)
-        return MigrationSockets(f"{SOCKET_PREFIX}{operation_id}/libvirt", f"{SOCKET_PREFIX}{operation_id}/qemu")
+        return MigrationSockets(*(f"{SOCKET_PREFIX}{operation_id}/{stream}" for stream in ("libvirt", "qemu", "disks")))
 
     async def close_outgoing(self, operation_id: str) -> None:
         self._world.fabric.hang_up(operation_id, self._node_id)

@@ -3,7 +3,7 @@
 from hostler.model.domain import VolumeSpec
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem
 from nodeagent.adapters.sim_world import SimWorld, pool_root
-from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, VolumeRemoved
+from nodeagent.ports import PoolFull, PoolMissing, PoolView, ProbeOutcome, VolumeRemoved, VolumeSize
 
 IMAGES = "images/"
 VOLUMES = "volumes/"
@@ -53,6 +53,12 @@ class SimVolumes:
         if file is None:
             raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
         return f"{file_system.fingerprint}:{file.inode}"
+
+    async def size(self, pool_id: str, volume_uid: str, image_format: str) -> VolumeSize:
+        file = self._pool(pool_id).files.get(_file(volume_uid, image_format))
+        if file is None:
+            raise PoolMissing(f"Pool {pool_id} has no file of volume {volume_uid}.")
+        return VolumeSize(file.size_mib << 20, file.size_mib << 20)
 
     async def hold_probe(self, pool_id: str, probe_id: str) -> ProbeOutcome:
         self._pool(pool_id).probes[probe_id] = self._node_id

@@ -4,8 +4,9 @@ What a host's hypervisor daemon does is in `sim_host`, a migration in `sim_migra
 is there to look. Processes belong to the world, so domains outlive the agents and the daemons. Guests cost nothing while nobody looks: a
 guest's sequence counter is computed from the time that it executed.
 
-Two promises are watched at every moment a copy begins to execute, not when a test happens to look: no other copy of the VM executes and no
-other process writes its disks (one owner), and no newer execution of that guest has been seen (no stale RAM). `violations` keeps them all.
+Three promises are watched at every moment a copy begins to execute, not when a test happens to look: no other copy of the VM executes and no
+other process writes its disks (one owner), no newer execution of that guest has been seen (no stale RAM), and its disks' files have everything
+that was ever written to these volumes, on whichever host (no stale disk). `violations` keeps them all.
 """
 
 import asyncio
@@ -37,6 +38,8 @@ class SimTimes:
     quantum_s: float = 0.1
     """How often a migration's copy is looked at."""
     switch_s: float = 0.03
+    drain_s: float = 0.15
+    """From the guest's stop until the copies of its local disks are whole and its images are let go of."""
     reap_s: float = 1.5
     """From the arrival until the source's process is gone and the migration call returns."""
     reap_stopped_s: float = 12.0
@@ -134,6 +137,8 @@ class SimWorld:
         self._behaviours: dict[str, GuestBehaviour] = {}
         self._faults: dict[str, MigrationFault] = {}
         self._latest: dict[str, tuple[str, float]] = {}
+        self._written: dict[str, int] = {}
+        self._writes = itertools.count(1)
         self._ids = itertools.count(FIRST_PID)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -265,6 +270,8 @@ class SimWorld:
         if process.executing:
             process.ran_s += now_s - process.since_s
             self._latest[process.vm_uid] = (process.boot_id, process.ran_s)
+            for file in process.disks:
+                file.written = self._written[file.name] = next(self._writes)
         process.since_s = now_s
 
     def _note_execution(self, process: SimProcess) -> None:
@@ -277,6 +284,9 @@ class SimWorld:
         boot_id, ran_s = self._latest.get(process.vm_uid, (process.boot_id, 0.0))
         seen_newer = ran_s > process.ran_s if boot_id == process.boot_id else process.booted
         process.booted = True
+        for file in process.disks:
+            if file.written != self._written.get(file.name, 0):
+                self.violations.append(f"stale disk: {process.vm_uid} on {process.node_id} lacks what was written to {file.name}")
         if seen_newer:
             self.violations.append(f"stale RAM: {process.vm_uid} on {process.node_id} goes on from before {boot_id} at {ran_s:.3f} s")
         self._latest[process.vm_uid] = (process.boot_id, process.ran_s)

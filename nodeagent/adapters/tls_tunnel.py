@@ -1,12 +1,13 @@
 """The `Tunnel` port: mutually authenticated TLS 1.3 between the two hosts of one handoff, so that libvirtd never listens on the network.
 
 The destination listens on a port of its own for each operation and lets in exactly the node that the handoff names: a certificate of the cluster
-whose only URI is `spiffe://<cluster>/node/<source>`. ALPN says which of two streams a connection is, libvirt's or QEMU's; there is nothing
-else to ask for, so a source can reach that libvirtd and that one QEMU socket, for as long as the operation is open, and nothing more. The
-source opens two unix sockets and connects when somebody connects to them.
+whose only URI is `spiffe://<cluster>/node/<source>`. ALPN says which of three streams a connection is: libvirt's, QEMU's memory, or QEMU's disks
+where local ones are copied along (NBD, a connection for each disk). There is nothing else to ask for, so a source can reach that libvirtd and
+those two sockets of one QEMU, for as long as the operation is open, and nothing more. The source opens a unix socket for each stream and
+connects when somebody connects to it.
 
-QEMU's socket has one path on both hosts, because libvirt names it once. It is `<directory>/<operation>.qemu`: on the source the agent listens
-there, on the destination QEMU creates it. So the directory belongs to root and to QEMU's group, which may write to it; guests of one host
+QEMU's sockets have one path on both hosts, because libvirt names each once: `<directory>/<operation>.qemu` and `.disks`. On the source the agent
+listens there, on the destination QEMU creates them. So the directory belongs to root and to QEMU's group, which may write to it; guests of one host
 share that group, and confinement (sVirt, AppArmor) is what keeps one QEMU from another's socket.
 """
 
@@ -33,13 +34,15 @@ from nodeagent.ports import MigrationSockets, TunnelFailed
 
 LIBVIRT_ALPN = "hostler-libvirt"
 QEMU_ALPN = "hostler-qemu"
+DISKS_ALPN = "hostler-disks"
 
 HANDSHAKE_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
-CONNECTIONS_PER_OPERATION = 8
-"""libvirt and QEMU need one each; the rest is for retries. Counts from accept to end, so a stranger holds a place for one handshake at most."""
-CONNECTIONS = 64
-"""Of all operations together: each is a thread."""
+CONNECTIONS_PER_OPERATION = 24
+"""libvirt and QEMU need one each, and QEMU one for each of a VM's 16 disks at most; the rest is for retries. Counts from accept to end, so a
+stranger holds a place for one handshake at most."""
+CONNECTIONS = 96
+"""Of all operations together (two each way at once): each is a thread, made when it is needed."""
 UNUSED_LISTENER_S = 300.0
 """A listener that nobody came to is closed: the source connects within seconds of being told where."""
 CLOSE_TIMEOUT_S = 5.0
@@ -132,16 +135,20 @@ class TlsTunnel:
 
     async def _open_incoming(self, operation_id: str, source_node_id: str) -> str:
         """Raises OSError if no port of the range is free, ValueError for ids that are none."""
-        qemu_path = self._path(operation_id, "qemu")
+        qemu_path, disks_path = self._path(operation_id, "qemu"), self._path(operation_id, "disks")
         source = Principal(self._me.cluster, PrincipalKind.NODE, source_node_id)
         async with self._lock:
             known = self._incoming.get(operation_id)
             if known is not None:
                 return known.endpoint
             context = server_context(self._files)
-            context.set_alpn_protocols([LIBVIRT_ALPN, QEMU_ALPN])
+            context.set_alpn_protocols([LIBVIRT_ALPN, QEMU_ALPN, DISKS_ALPN])
             context.num_tickets = 0
-            targets: dict[str, Callable[[], str]] = {LIBVIRT_ALPN: self._libvirt_socket, QEMU_ALPN: lambda: str(qemu_path)}
+            targets: dict[str, Callable[[], str]] = {
+                LIBVIRT_ALPN: self._libvirt_socket,
+                QEMU_ALPN: lambda: str(qemu_path),
+                DISKS_ALPN: lambda: str(disks_path),
+            }
 
             def serve(connection: socket.socket, hold: _Hold) -> None:
                 tls = _handshake(context, connection, source, None, hold)
@@ -152,7 +159,7 @@ class TlsTunnel:
                 splice(_connect_unix(target(), hold), tls)
 
             listener = _listen_tcp(self._listen_host, self._ports)
-            opened = _Opened(_endpoint(self._advertise_host, listener.getsockname()[1]), [listener], [qemu_path])
+            opened = _Opened(_endpoint(self._advertise_host, listener.getsockname()[1]), [listener], [qemu_path, disks_path])
             self._incoming[operation_id] = opened
             self._accept(operation_id, opened, listener, serve)
             opened.accepting.append(self._task(self._close_if_unused(operation_id, opened), f"unused tunnel {operation_id}"))
@@ -181,7 +188,8 @@ class TlsTunnel:
         """Raises OSError, ValueError for ids or endpoints that are none."""
         host, port = _parse_endpoint(endpoint)
         destination = Principal(self._me.cluster, PrincipalKind.NODE, destination_node_id)
-        paths = {LIBVIRT_ALPN: self._path(operation_id, "libvirt"), QEMU_ALPN: self._path(operation_id, "qemu")}
+        streams = {LIBVIRT_ALPN: "libvirt", QEMU_ALPN: "qemu", DISKS_ALPN: "disks"}
+        paths = {alpn: self._path(operation_id, kind) for alpn, kind in streams.items()}
         async with self._lock:
             if operation_id not in self._outgoing:
                 opened = _Opened()
@@ -196,7 +204,7 @@ class TlsTunnel:
                     await self._close(opened)
                     raise
                 self._outgoing[operation_id] = opened
-        return MigrationSockets(str(paths[LIBVIRT_ALPN]), str(paths[QEMU_ALPN]))
+        return MigrationSockets(str(paths[LIBVIRT_ALPN]), str(paths[QEMU_ALPN]), str(paths[DISKS_ALPN]))
 
     def _dialler(self, alpn: str, host: str, port: int, destination: Principal) -> "Serve":
         context = client_context(self._files)
@@ -404,7 +412,7 @@ def _sweep(directory: Path) -> None:
     """Sockets of an agent that ended without closing; what some process still listens on, a waiting QEMU say, stays."""
     bound = {line.split(" ", 8)[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
     for path in directory.iterdir():
-        if path.suffix in (".qemu", ".libvirt") and path.is_socket() and str(path) not in bound:
+        if path.suffix in (".qemu", ".libvirt", ".disks") and path.is_socket() and str(path) not in bound:
             path.unlink(missing_ok=True)
 
 

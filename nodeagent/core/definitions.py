@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hostler.model.copy import Stage
-from hostler.model.domain import DomainSpec
+from hostler.model.domain import DomainSpec, VolumeSpec
 from nodeagent.core.precopy import Limits
 
 
@@ -56,7 +56,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """The destination's end of a handoff. `stage` is PREPARED, FINISHED or ABORTED."""
+    """The destination's end of a handoff. `stage` is PREPARED, FINISHED or ABORTED. `copied`: volumes whose files it made for the copy to fill."""
 
     operation_id: str
     vm_uid: str
@@ -65,11 +65,12 @@ class Incoming:
     stage: Stage
     resume_ms: int = 0
     received_bytes: int = 0
+    copied: tuple[VolumeSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DiskTarget:
-    """A volume as the destination sees it: its identity (to be the same here) and its path there."""
+    """A volume as the destination sees it: its identity (to be the same here; "": a file of its own, which the copy fills) and its path there."""
 
     volume_uid: str
     identity: str
@@ -104,6 +105,11 @@ class Outgoing:
     iterations: int = 0
     throttle_percent: int = 0
     """The most of its speed that the copy has cost the guest, as far as seen."""
+
+    @property
+    def copied(self) -> frozenset[str]:
+        """Volumes that are copied along, by uid."""
+        return frozenset(disk.volume_uid for disk in self.disks if not disk.identity)
 
     @property
     def limits(self) -> Limits:

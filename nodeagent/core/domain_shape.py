@@ -42,6 +42,12 @@ def parse_shape(xml: str, *, active: bool, suspended: bool, persistent: bool, au
     )
 
 
+def disk_targets(xml: str) -> dict[str, str]:
+    """Of a domain's XML: what its disks are called in it ("vda"), by volume uid; those that Hostler gave it. Raises ValueError."""
+    disks = (_disk(disk) for disk in parse_document(xml).iterfind("devices/disk"))
+    return {disk.volume_uid: disk.target for disk in disks if disk.volume_uid}
+
+
 def _memory_mib(domain: etree._Element) -> int:
     """What the guest has now, less than its maximum while a balloon holds some of it."""
     element = domain.find("currentMemory")

@@ -12,6 +12,10 @@ There is no memory but the arguments, so a restarted agent takes the same decisi
 A source whose process is gone is not enough to go forward, however complete the copy at the destination: libvirt may have taken a lost reply for a
 failure and let the source run on before it ended, and then the copy is older than the disk. What proves that it never ran again is libvirt's own
 word that it ended because it migrated away: its event, the success of its call, or (for an agent that was not there) what it wrote down.
+
+A disk in a local pool is copied along, and judged by the same table. QEMU lets go of an image only after libvirt has told it to go on, and libvirt
+does so only once every copy of a disk has ended whole, with the guest stopped. So the free lock of the source's own file, which no other host need
+see, says of a copied disk what it says of a shared one: nothing more will be written here, and everything that was is where it is to be.
 """
 
 from dataclasses import dataclass

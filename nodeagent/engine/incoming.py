@@ -2,6 +2,9 @@
 
 A copy that arrived is resumed only if the owner record, read then, says COMMITTED to this node by the very operation that made the copy. A message
 that says "committed" makes us look; it proves nothing.
+
+Files for disks that are copied along are made here, after the journal says so and only where there is none: what lies there already is not ours to
+write over. An abort removes them, once the owner record, read then, names another node: what is the VM's own disk is never removed as a copy.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ import structlog
 
 from hostler.errors import Conflict, FailedPrecondition, HostlerError, NotFound, Reason
 from hostler.model.copy import Copy, HandoffReport, Stage
-from hostler.model.domain import DomainSpec
+from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.owner import OwnerRead, OwnerState, may_resume_arrival
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Definition, DiskTarget, Incoming
@@ -28,6 +31,7 @@ from nodeagent.ports import (
     HypervisorRefused,
     HypervisorUnavailable,
     OwnerAuthority,
+    PoolMissing,
     Tunnel,
     Volumes,
 )
@@ -82,23 +86,43 @@ class IncomingHandoffs:
             finally:
                 self._group = None
 
-    async def prepare(self, command: Command, spec: DomainSpec, source_node_id: str) -> tuple[str, tuple[DiskTarget, ...]]:
-        """Charge this host, check that disks and bridges are here, open the tunnel for that source alone; its endpoint, and the disks."""
+    async def prepare(
+        self, command: Command, spec: DomainSpec, source_node_id: str, copied: tuple[VolumeSpec, ...] = ()
+    ) -> tuple[str, tuple[DiskTarget, ...]]:
+        """Charge this host, check that disks and bridges are here, make empty files for the volumes in `copied`, open the tunnel for that source
+        alone; its endpoint, and the disks."""
         async with self._state.vm_lock(spec.vm_uid):
             known = self._state.incoming.get(command.operation_id)
             if known is not None and known.stage is not Stage.PREPARED:
                 raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"This handoff has ended on {self._node_id}: {known.stage.value.lower()}.")
-            disks = await self._check(command, spec)
+            disks = await self._check(command, spec, frozenset(volume.volume_uid for volume in copied))
             if known is None:
                 not_buried(self._state, self._node_id, command)
                 await self._clear_leftover(command)
+                for volume in copied:
+                    await self._nothing_there(volume)
                 arriving = Definition(spec, command.epoch, command.operation_id, incoming=True, order_revision=command.order_revision)
                 await self._vms.admit(arriving)
                 self._observer.forget(spec.vm_uid)
-                await self._state.keep_incoming(Incoming(command.operation_id, spec.vm_uid, source_node_id, command.epoch, Stage.PREPARED))
+                prepared = Incoming(command.operation_id, spec.vm_uid, source_node_id, command.epoch, Stage.PREPARED, copied=copied)
+                await self._state.keep_incoming(prepared)
+            for volume in copied:
+                await self._volumes.ensure(volume)
             return await self._tunnel.open_incoming(command.operation_id, source_node_id), disks
 
-    async def _check(self, command: Command, spec: DomainSpec) -> tuple[DiskTarget, ...]:
+    async def _nothing_there(self, volume: VolumeSpec) -> None:
+        """Raises FailedPrecondition if there is a file of the volume. PoolMissing says that of the pool too; making the file tells which it was."""
+        try:
+            await self._volumes.identity(volume.pool_id, volume.volume_uid, volume.format)
+        except PoolMissing:
+            return
+        raise FailedPrecondition(
+            Reason.NOT_MIGRATABLE,
+            f"Pool {volume.pool_id} of {self._node_id} has a file of volume {volume.volume_uid} already.",
+            f"If no VM needs it, remove it from the pool's directory on {self._node_id}.",
+        )
+
+    async def _check(self, command: Command, spec: DomainSpec, copied: frozenset[str]) -> tuple[DiskTarget, ...]:
         definition = self._state.definitions.get(spec.vm_uid)
         if definition is not None and definition.epoch > command.epoch:
             raise stale(self._node_id, command, definition.epoch)
@@ -110,7 +134,7 @@ class IncomingHandoffs:
             [
                 DiskTarget(
                     disk.volume_uid,
-                    await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format),
+                    "" if disk.volume_uid in copied else await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format),
                     self._volumes.path(disk.pool_id, disk.volume_uid, disk.format),
                 )
                 for disk in spec.disks
@@ -234,7 +258,8 @@ class IncomingHandoffs:
         await self._tunnel.close_incoming(operation_id)
 
     async def abort(self, command: Command) -> HandoffReport:
-        """Destroy the copy this operation made, close the tunnel, free the charge; refused if the record says that it was committed to us.
+        """Destroy the copy this operation made, and the files it filled, close the tunnel, free the charge; refused if the record says that it was
+        committed to us.
 
         An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever.
         """
@@ -250,9 +275,19 @@ class IncomingHandoffs:
                 domain = await self._hypervisor.domain(handoff.vm_uid)
                 if domain is not None and _made_by(domain, command.operation_id):
                     await self._hypervisor.destroy(handoff.vm_uid)
+                await self._remove_copied(handoff, read)
                 await self._state.drop_definition(handoff.vm_uid)
                 await self._state.keep_incoming(replace(handoff, stage=Stage.ABORTED))
+            elif handoff.stage is Stage.ABORTED and handoff.copied and handoff.vm_uid not in self._state.definitions:
+                await self._remove_copied(handoff, await self._authority.owner(handoff.vm_uid))  # ended here before the abort came
         return await self.report(command.operation_id)
+
+    async def _remove_copied(self, handoff: Incoming, read: OwnerRead | None) -> None:
+        """The VM is another node's, and so are its disks: what the copy filled here is worth nothing."""
+        if read is None or read.owner.node_id == self._node_id:
+            return
+        for volume in handoff.copied:
+            await self._volumes.remove(volume)
 
     async def report(self, operation_id: str) -> HandoffReport:
         """This end as it is now."""

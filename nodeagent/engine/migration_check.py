@@ -3,18 +3,30 @@
 A hypervisor that does not answer is a fact, not an error: what only it knows stays empty, and the rest is told.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 
 from hostler.errors import NotFound, Reason
-from hostler.model.domain import DomainSpec
+from hostler.model.copy import Stage
+from hostler.model.domain import DiskSpec, DomainSpec
 from hostler.model.migration_facts import Forecast, GuestFacts, MigrationFacts, Reception
 from nodeagent.core.forecast import forecast
 from nodeagent.core.precopy import Limits
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.outgoing import OutgoingHandoffs
-from nodeagent.ports import HostFacts, Hypervisor, HypervisorFacts, HypervisorRefused, HypervisorUnavailable, PoolMissing, Volumes
+from nodeagent.ports import (
+    HostFacts,
+    Hypervisor,
+    HypervisorFacts,
+    HypervisorRefused,
+    HypervisorUnavailable,
+    PoolMissing,
+    Volumes,
+    VolumeSize,
+)
 
 GIVES_ALL = Reception()
+NO_SIZES: Mapping[str, int] = {}
 
 
 class MigrationChecks:
@@ -50,7 +62,8 @@ class MigrationChecks:
             expected = await self._forecast(spec, limits) if guest is not None and limits is not None else None
         except HypervisorUnavailable:
             known = None
-        return await self._told(spec, known, bool(holds), guest=guest, expected=expected)
+        sizes = {uid: size.size_bytes for uid, size in (await self._local_sizes(spec)).items()}
+        return await self._told(spec, known, bool(holds), guest=guest, expected=expected, size_bytes=sizes)
 
     async def as_destination(self, spec: DomainSpec, guest: GuestFacts) -> MigrationFacts:
         """Whether this guest could come."""
@@ -75,6 +88,7 @@ class MigrationChecks:
         expected: Forecast | None = None,
         reception: Reception = GIVES_ALL,
         bridges_missing: tuple[str, ...] = (),
+        size_bytes: Mapping[str, int] = NO_SIZES,
     ) -> MigrationFacts:
         return MigrationFacts(
             node_id=self._node_id,
@@ -83,23 +97,38 @@ class MigrationChecks:
             qemu_version=known.qemu_version if known else 0,
             acceleration=known.acceleration if known else "",
             certificate_left_s=self._certificate_left_s(),
-            disks={disk.volume_uid: await self._identity(disk.pool_id, disk.volume_uid, disk.format) for disk in spec.disks},
+            disks={disk.volume_uid: await self._identity(spec, disk) for disk in spec.disks},
             holds_copy=holds,
             guest=guest,
             forecast=expected,
             reception=reception,
             bridges_missing=bridges_missing,
+            size_bytes=size_bytes,
         )
 
-    async def _identity(self, pool_id: str, volume_uid: str, image_format: str) -> str:
+    async def _identity(self, spec: DomainSpec, disk: DiskSpec) -> str:
+        """ "": there is none. Nor is one that was made for a copy which is on its way: it is nobody's disk yet."""
+        coming = (h for h in self._state.incoming.values() if h.vm_uid == spec.vm_uid and h.stage is Stage.PREPARED)
+        if any(volume.volume_uid == disk.volume_uid for handoff in coming for volume in handoff.copied):
+            return ""
         try:
-            return await self._volumes.identity(pool_id, volume_uid, image_format)
+            return await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format)
         except PoolMissing:
             return ""
+
+    async def _local_sizes(self, spec: DomainSpec) -> dict[str, VolumeSize]:
+        """Of the disks in local pools, which are copied along; one whose file is not there is left out."""
+        local, sizes = {pool.pool_id for pool in await self._volumes.pools() if not pool.shared}, {}
+        for disk in spec.disks:
+            if disk.pool_id in local:
+                with contextlib.suppress(PoolMissing):
+                    sizes[disk.volume_uid] = await self._volumes.size(disk.pool_id, disk.volume_uid, disk.format)
+        return sizes
 
     async def _forecast(self, spec: DomainSpec, limits: Limits) -> Forecast:
         try:
             measured = await self._hypervisor.dirty_rate(spec.vm_uid)
         except HypervisorRefused:
             measured = None
-        return forecast(spec.memory_mib, measured, self._outgoing.seen_bytes_per_s, limits)
+        disk_bytes = sum(size.allocated_bytes for size in (await self._local_sizes(spec)).values())
+        return forecast(spec.memory_mib, measured, self._outgoing.seen_bytes_per_s, limits, disk_bytes)

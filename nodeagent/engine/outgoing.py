@@ -227,7 +227,7 @@ class OutgoingHandoffs:
 
     async def _drive(self, run: _Run) -> None:
         operation_id, vm_uid = run.handoff.operation_id, run.handoff.vm_uid
-        run.lockless = await self._lockless(run.spec, run.handoff.locked_pools)
+        run.lockless = await self._lockless(run.spec, run.handoff)
         try:
             async with self._observer.waking(vm_uid) as waker:
                 run.wake = waker
@@ -333,7 +333,7 @@ class OutgoingHandoffs:
         run.copying, run.course = Copying.RUNNING, Course(handoff.limits)
         tag = CopyTag(handoff.vm_uid, handoff.epoch + 1, handoff.operation_id)
         paths = {disk.volume_uid: disk.path for disk in handoff.disks}
-        copy = self._hypervisor.migrate(handoff.vm_uid, tag, paths, sockets, handoff.limits)
+        copy = self._hypervisor.migrate(handoff.vm_uid, tag, paths, sockets, handoff.limits, handoff.copied)
 
         async def call() -> None:
             try:
@@ -500,14 +500,20 @@ class OutgoingHandoffs:
                 await self._hypervisor.abort_migration(run.handoff.vm_uid)
         run.course = course
 
-    async def _lockless(self, spec: DomainSpec, locked_pools: tuple[str, ...]) -> bool:
-        """Whether a disk is in a pool whose locks this host cannot ask, or that were not proved between the two nodes."""
-        with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks and pool.pool_id in locked_pools}
-        return not spec.disks or any(disk.pool_id not in with_locks for disk in spec.disks)
+    async def _lockless(self, spec: DomainSpec, handoff: Outgoing) -> bool:
+        """Whether a disk is in a pool whose locks this host cannot ask, or, unless it is copied along, that were not proved between the two nodes."""
+        with_locks = {pool.pool_id for pool in await self._volumes.pools() if pool.ofd_locks}
+        proved = with_locks & {*handoff.locked_pools}
+        return not spec.disks or any(
+            disk.pool_id not in (with_locks if disk.volume_uid in handoff.copied else proved) for disk in spec.disks
+        )
 
     async def _same_disks(self, spec: DomainSpec, handoff: Outgoing) -> None:
         there = {disk.volume_uid: disk.identity for disk in handoff.disks}
+        local = {pool.pool_id for pool in await self._volumes.pools() if not pool.shared}
         for disk in spec.disks:
+            if there.get(disk.volume_uid) == "" and disk.pool_id in local:
+                continue
             here = await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format)
             if there.get(disk.volume_uid) != here:
                 raise FailedPrecondition(

@@ -89,7 +89,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return facts_to_wire(await self._checks.as_source(spec, limits))
 
     async def PrepareIncoming(self, request: agent_pb2.PrepareIncomingRequest, context: Context) -> agent_pb2.PrepareIncomingResponse:
-        endpoint, disks = await self._incoming.prepare(_command(request.command), domain_from_wire(request.domain), request.source_node_id)
+        spec, copied = domain_from_wire(request.domain), tuple(volume_from_wire(volume) for volume in request.copied)
+        endpoint, disks = await self._incoming.prepare(_command(request.command), spec, request.source_node_id, copied)
         identities = [agent_pb2.DiskIdentity(volume_uid=d.volume_uid, identity=d.identity, path=d.path) for d in disks]
         return agent_pb2.PrepareIncomingResponse(tunnel_endpoint=endpoint, disks=identities)
 

@@ -104,8 +104,15 @@ class GrpcNodes:
         request = agent_pb2.CheckMigrationRequest(command=_command(order), domain=domain_to_wire(domain), guest=guest_to_wire(guest))
         return facts_from_wire(await self._ask(node_id, lambda stub: stub.CheckMigration(request, timeout=SLOW_S)))
 
-    async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
-        request = agent_pb2.PrepareIncomingRequest(command=_command(order), domain=domain_to_wire(domain), source_node_id=source_node_id)
+    async def prepare_incoming(
+        self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str, copied: tuple[VolumeSpec, ...] = ()
+    ) -> Prepared:
+        request = agent_pb2.PrepareIncomingRequest(
+            command=_command(order),
+            domain=domain_to_wire(domain),
+            source_node_id=source_node_id,
+            copied=[volume_to_wire(volume) for volume in copied],
+        )
         answer = await self._ask(node_id, lambda stub: stub.PrepareIncoming(request, timeout=SLOW_S))
         return Prepared(answer.tunnel_endpoint, tuple((d.volume_uid, d.identity, d.path) for d in answer.disks))
 

@@ -13,6 +13,7 @@ from hostler.errors import Conflict, FailedPrecondition, NotFound, Reason
 from hostler.model.journal import ACCEPTED
 from hostler.model.owner import OwnerState
 from scheduler.core.accept import Accepted, Request, begin, journal, repeat_of, succeed
+from scheduler.core.fenced import is_fenced as is_fenced
 from scheduler.core.records import NodeState, Observed, Verb, VMRecord, node_key, operation_key, vm_key
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import By, in_phase
@@ -45,11 +46,6 @@ def fence_node(state: ClusterState, request: Request, node_id: str, etag: str) -
     key = node_key(node_id)
     fenced = replace(kept.record, state=NodeState.FENCED, reason="Fenced: a person confirmed that it is powered off.")
     return Accepted(operation, journal(operation).and_then(Transaction({key: kept.revision}, {key: fenced})))
-
-
-def is_fenced(state: ClusterState, node_id: str) -> bool:
-    kept = state.nodes.get(node_id)
-    return kept is not None and kept.record.state is NodeState.FENCED
 
 
 def while_fenced(state: ClusterState, proofs: Mapping[str, int], transaction: Transaction | None) -> Transaction | None:

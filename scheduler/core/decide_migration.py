@@ -12,6 +12,7 @@ from scheduler.core.accept import Accepted, Request, begin, charge, journal, rep
 from scheduler.core.claims import Adding
 from scheduler.core.decide_power import check_etag, idle_vm
 from scheduler.core.holds import hold_of
+from scheduler.core.local_disks import local_volumes, owing
 from scheduler.core.moving import moved_request
 from scheduler.core.placement.explain import no_capacity
 from scheduler.core.placement.place import NoFit, place, seed_of
@@ -93,7 +94,11 @@ def _place_or_hold(
 ) -> tuple[str, Transaction]:
     """Where it goes, and its claim there: the place that a drain of its node holds for it, else one that is found now and charged."""
     hold = hold_of(state, vm)
-    if hold is not None and destination_node_id in ("", hold.record.node_id):
+    if (
+        hold is not None
+        and destination_node_id in ("", hold.record.node_id)
+        and hold.record.node_id not in owing(state, local_volumes(state, vm))
+    ):
         key = claim_key(hold.record.node_id, vm.vm_id)
         taken = replace(hold.record, kind=ClaimKind.MIGRATE_IN, operation_id=operation_id)
         return hold.record.node_id, Transaction({key: hold.revision}, {key: taken})

@@ -4,19 +4,35 @@ What libvirt would find out in the middle, or not at all, is found out before an
 hypervisor does not answer is not judged: that it does not answer is a finding of its own.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from hostler.errors import FailedPrecondition, Reason, Violation
 from hostler.model.migration_facts import MigrationCheck, MigrationFacts
 
 CERTIFICATE_LEAST_S = 3600
-"""The longest copy is half an hour: a tunnel whose certificate ends during it cannot be opened again."""
+"""The longest copy of memory is half an hour: a tunnel whose certificate ends during it cannot be opened again."""
 
 
-def checks(source: MigrationFacts, destination: MigrationFacts, volumes: Mapping[str, str]) -> tuple[MigrationCheck, ...]:
-    """`volumes`: names of the VM's volumes by uid."""
+@dataclass(frozen=True, slots=True)
+class CopiedVolume:
+    """A volume in a local pool: its size, and how long copying it may take."""
+
+    size_mib: int
+    copy_s: float
+
+
+NONE_COPIED: Mapping[str, CopiedVolume] = {}
+
+
+def checks(
+    source: MigrationFacts, destination: MigrationFacts, volumes: Mapping[str, str], copied: Mapping[str, CopiedVolume] = NONE_COPIED
+) -> tuple[MigrationCheck, ...]:
+    """`volumes`: names of the VM's volumes by uid; `copied`: those of them that are copied along."""
     both = (source, destination)
-    found = [_hypervisors(both), _certificates(both), _disks(source, destination, volumes), _networks(destination)]
+    least_s = CERTIFICATE_LEAST_S + math.ceil(sum(one.copy_s for one in copied.values()))
+    found = [_hypervisors(both), _certificates(both, least_s), _disks(source, destination, volumes, copied), _networks(destination)]
     if all(end.hypervisor_answers for end in both):
         found += [
             _copies(source, destination),
@@ -47,8 +63,8 @@ def _hypervisors(both: tuple[MigrationFacts, ...]) -> MigrationCheck:
     return MigrationCheck("hypervisor", True, "The hypervisors of both nodes answer.")
 
 
-def _certificates(both: tuple[MigrationFacts, ...]) -> MigrationCheck:
-    ending = [end for end in both if end.certificate_left_s < CERTIFICATE_LEAST_S]
+def _certificates(both: tuple[MigrationFacts, ...], least_s: int) -> MigrationCheck:
+    ending = [end for end in both if end.certificate_left_s < least_s]
     if ending:
         text = " ".join(f"The certificate of {end.node_id} is valid for {max(0, end.certificate_left_s)} s more." for end in ending)
         return MigrationCheck("certificates", False, text, "Issue new ones with `hostler pki issue`, and put them in place.")
@@ -56,12 +72,27 @@ def _certificates(both: tuple[MigrationFacts, ...]) -> MigrationCheck:
     return MigrationCheck("certificates", True, f"The certificates of both nodes are valid for {least} h at least.")
 
 
-def _disks(source: MigrationFacts, destination: MigrationFacts, volumes: Mapping[str, str]) -> MigrationCheck:
-    other = [name for uid, name in sorted(volumes.items()) if not source.disks.get(uid) or source.disks[uid] != destination.disks.get(uid)]
+def _disks(
+    source: MigrationFacts, destination: MigrationFacts, volumes: Mapping[str, str], copied: Mapping[str, CopiedVolume]
+) -> MigrationCheck:
+    there = [uid for uid in volumes if source.disks.get(uid)]
+    other = [uid for uid in volumes if uid not in there or (uid not in copied and source.disks[uid] != destination.disks.get(uid))]
     if other:
-        text = f"{', '.join(other)} is not the same file on {source.node_id} and {destination.node_id}."
+        text = f"{_named(other, volumes)} is not the same file on {source.node_id} and {destination.node_id}."
         return MigrationCheck("disks", False, text, "Mount the same file system under the volume's pool on both nodes.")
+    if taken := [uid for uid in copied if destination.disks.get(uid)]:
+        text = f"{destination.node_id} has a file of {_named(taken, volumes)} already."
+        return MigrationCheck("disks", False, text, f"If no VM needs it, remove it from the pool's directory on {destination.node_id}.")
+    if odd := [uid for uid, volume in copied.items() if source.size_bytes.get(uid) != volume.size_mib << 20]:
+        text = f"The file of {_named(odd, volumes)} on {source.node_id} is not of the size that its record tells."
+        return MigrationCheck("disks", False, text, "It was resized past Hostler; give it back its size.")
+    if copied:
+        return MigrationCheck("disks", True, f"{_named(copied, volumes)} is copied along; every other disk is the same file on both nodes.")
     return MigrationCheck("disks", True, "Every disk is the same file on both nodes.")
+
+
+def _named(uids: Iterable[str], volumes: Mapping[str, str]) -> str:
+    return ", ".join(sorted(volumes[uid] for uid in uids))
 
 
 def _networks(destination: MigrationFacts) -> MigrationCheck:

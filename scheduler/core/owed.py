@@ -1,10 +1,11 @@
-"""Files that a fenced node still has of volumes that are gone for the cluster: written down when they go, removed when the node is back.
+"""Files that a node still has and nobody needs: of volumes deleted while it was fenced, or copied to another node. Written down in
+the transaction that makes them useless, removed when the node can be asked.
 
-So a deletion never waits for a node that is off, and no file is ever removed by inference: only what is written here.
+So nothing waits for a node that is off, and no file is ever removed by inference: only what is written here.
 """
 
 from hostler.model.domain import VolumeSpec
-from scheduler.core.decide_fence import is_fenced
+from scheduler.core.fenced import is_fenced
 from scheduler.core.records import OwedRemoval, owed_key
 from scheduler.core.state import ClusterState
 from scheduler.core.transaction import Transaction

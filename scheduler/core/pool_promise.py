@@ -21,9 +21,10 @@ class LiveMove(StrEnum):
     BY_LOCKS = "BY_LOCKS"
     BY_WORD = "BY_WORD"
     COLD_ONLY = "COLD_ONLY"
+    BY_COPY = "BY_COPY"
 
 
-DOWNTIME_MS = {LiveMove.BY_LOCKS: (130, 420), LiveMove.BY_WORD: (1600, 2900), LiveMove.COLD_ONLY: (0, 0)}
+DOWNTIME_MS = {LiveMove.BY_LOCKS: (130, 420), LiveMove.BY_WORD: (1600, 2900), LiveMove.COLD_ONLY: (0, 0), LiveMove.BY_COPY: (200, 700)}
 """The guest's, least and most, over the lab's runs."""
 
 
@@ -63,7 +64,7 @@ class PoolPromise:
 def live_move(shared: bool, locks: LockKind) -> LiveMove:
     """How a running VM with a disk in such a pool changes its node."""
     if not shared:
-        return LiveMove.COLD_ONLY
+        return LiveMove.BY_COPY
     return LiveMove.BY_LOCKS if locks is LockKind.OFD else LiveMove.BY_WORD
 
 

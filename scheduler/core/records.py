@@ -4,7 +4,7 @@ Keys, all built here, lie under STATE, which replicas watch:
   vm/<vm>             spec, owner, epoch          claim/<node>/<vm>   one VM's share of one node
   ledger/<node>       the node's sums             pool/<pool>         the sums of a shared pool
   node/<node>         what a node said            volume/<volume>, flavor/<flavor>
-  op/<id>             the journal             owed/<node>/<uid>   a volume's file that a fenced node has to remove once it is back
+  op/<id>             the journal             owed/<node>/<uid>   a volume's file that a node has to remove as soon as it can be asked
 The two kinds of sums are the only capacity compares. Heartbeats (`HEARTBEATS`) and the leader's key (`LEADER`) lie outside STATE. Values are
 JSON, so that an operator reads them with etcdctl. Times are milliseconds of wall clock: to be shown, never to be decided on.
 """
@@ -177,7 +177,7 @@ class ClaimRecord:
 
 @dataclass(frozen=True, slots=True)
 class OwedRemoval:
-    """A volume that is gone for the cluster while its file lies in a local pool of a fenced node."""
+    """A file in a local pool of a node that is no volume any more: deleted while the node was fenced, or left behind by a move."""
 
     node_id: str
     volume: VolumeSpec

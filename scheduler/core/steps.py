@@ -21,8 +21,10 @@ from hostler.model.journal import STOPPING as STOPPING
 from hostler.model.journal import VOLUMES as VOLUMES
 from hostler.model.journal import can_cancel
 from hostler.model.owner import Owner, OwnerState
+from hostler.model.quantities import Quantities, plus
 from scheduler.core.accept import enter, fail, succeed
 from scheduler.core.claims import drop_claim
+from scheduler.core.local_disks import charged_apart, left_behind, local_volumes, moved
 from scheduler.core.records import (
     ClaimKind,
     Migration,
@@ -41,6 +43,8 @@ from scheduler.core.records import (
 )
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
+
+NOTHING: Quantities = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +151,11 @@ def remove_vm(state: ClusterState, operation_id: str, come_from: str, by: By, er
     return transaction.and_then(_release_volumes(state, vm.record))
 
 
-def release_claim(state: ClusterState, node_id: str, vm_id: str) -> Transaction:
-    """One claim goes, and its charge leaves the node's ledger."""
+def release_claim(state: ClusterState, node_id: str, vm_id: str, apart: Quantities = NOTHING) -> Transaction:
+    """One claim goes, and its charge leaves the node's ledger, with what is charged there `apart` from it and goes too."""
     claim, ledger = state.claims[(node_id, vm_id)], state.ledgers[node_id]
     key = claim_key(node_id, vm_id)
-    after = drop_claim(ledger.record, claim.record.charged)
+    after = drop_claim(ledger.record, plus(claim.record.charged, apart))
     return Transaction({key: claim.revision, ledger_key(node_id): ledger.revision}, {ledger_key(node_id): after}, (key,))
 
 
@@ -214,8 +218,9 @@ def abort_handoff(state: ClusterState, operation_id: str, come_from: str, error:
     )
 
 
-def finish_abort(state: ClusterState, operation_id: str, source_lives: bool, by: By) -> Transaction | None:
-    """Both ends are clean: the destination's claim goes, the VM is free again, where it was."""
+def finish_abort(state: ClusterState, operation_id: str, source_lives: bool, by: By, *, unasked: bool = False) -> Transaction | None:
+    """Both ends are clean: the destination's claim goes, the VM is free again, where it was. `unasked`: the destination is, or was, fenced; what
+    the copy has left on it is owed."""
     kept = in_phase(state, operation_id, ABORTING)
     if kept is None or kept.record.migration is None or kept.record.error is None:
         return None
@@ -230,6 +235,7 @@ def finish_abort(state: ClusterState, operation_id: str, source_lives: bool, by:
         _put(operation_key(operation_id), kept.revision, ended)
         .and_then(_put(vm_key(after.vm_id), vm.revision, after))
         .and_then(release_claim(state, kept.record.migration.destination_node_id, after.vm_id))
+        .and_then(left_behind(state, after, kept.record.migration.destination_node_id) if unasked else Transaction())
     )
 
 
@@ -241,13 +247,23 @@ def finish_migration(state: ClusterState, operation_id: str, figures: Migration,
     vm = state.vms[kept.record.target_id]
     after = replace(vm.record, owner=replace(vm.record.owner, state=OwnerState.RUNNING), operation_id="", observed=Observed.RUNNING)
     ended = replace(succeed(kept.record, by.driver, by.now_ms, vm=after), migration=figures)
-    claim = state.claims[(figures.destination_node_id, after.vm_id)]
-    settled = replace(claim.record, kind=ClaimKind.RUN, operation_id="")
     return (
         _put(operation_key(operation_id), kept.revision, ended)
         .and_then(_put(vm_key(after.vm_id), vm.revision, after))
-        .and_then(_put(claim_key(figures.destination_node_id, after.vm_id), claim.revision, settled))
-        .and_then(release_claim(state, figures.source_node_id, after.vm_id))
+        .and_then(_settled(state, after, figures))
+    )
+
+
+def _settled(state: ClusterState, vm: VMRecord, migration: Migration) -> Transaction:
+    """After a commit: the claim at the destination is an ordinary one, the source's goes, and the local disks are the destination's."""
+    apart = charged_apart(local_volumes(state, vm))
+    claim = state.claims[(migration.destination_node_id, vm.vm_id)]
+    charged = {key: amount - apart.get(key, 0) for key, amount in claim.record.charged.items()}
+    settled = replace(claim.record, kind=ClaimKind.RUN, operation_id="", charged=charged)
+    return (
+        _put(claim_key(migration.destination_node_id, vm.vm_id), claim.revision, settled)
+        .and_then(release_claim(state, migration.source_node_id, vm.vm_id, apart))
+        .and_then(moved(state, vm, migration.source_node_id, migration.destination_node_id))
     )
 
 
@@ -262,13 +278,10 @@ def finish_lost(state: ClusterState, operation_id: str, error: StoredError, by: 
     migration, vm = kept.record.migration, state.vms[kept.record.target_id]
     owner = replace(vm.record.owner, state=OwnerState.STOPPED)
     after = replace(vm.record, owner=owner, operation_id="", observed=Observed.CRASHED, reason=error.message)
-    claim = state.claims[(migration.destination_node_id, after.vm_id)]
-    settled = replace(claim.record, kind=ClaimKind.RUN, operation_id="")
     return (
         _put(operation_key(operation_id), kept.revision, fail(kept.record, error, by.driver, by.now_ms))
         .and_then(_put(vm_key(after.vm_id), vm.revision, after))
-        .and_then(_put(claim_key(migration.destination_node_id, after.vm_id), claim.revision, settled))
-        .and_then(release_claim(state, migration.source_node_id, after.vm_id))
+        .and_then(_settled(state, after, migration))
     )
 
 

@@ -83,9 +83,11 @@ class FencedNodes:
         self._must_be_up(node_id)
         return await self._nodes.migration_destination(node_id, order, domain, guest)
 
-    async def prepare_incoming(self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str) -> Prepared:
+    async def prepare_incoming(
+        self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str, copied: tuple[VolumeSpec, ...] = ()
+    ) -> Prepared:
         self._must_be_up(node_id)
-        return await self._nodes.prepare_incoming(node_id, order, domain, source_node_id)
+        return await self._nodes.prepare_incoming(node_id, order, domain, source_node_id, copied)
 
     async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport:
         self._must_be_up(node_id)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from hostler.model.domain import DomainSpec
 from hostler.model.migration_facts import Forecast, GuestFacts, MigrationCheck
-from scheduler.core.migration_check import checks
+from scheduler.core.local_disks import copy_s, local_volumes
+from scheduler.core.migration_check import CopiedVolume, checks
 from scheduler.core.records import VMRecord
 from scheduler.core.state import ClusterState
 from scheduler.ports import CopyEstimate, NodeGateway, Order
@@ -29,4 +30,5 @@ async def look(
     source = await nodes.migration_source(vm.owner.node_id, order, domain, estimate)
     destination = await nodes.migration_destination(destination_node_id, order, domain, source.guest or NO_GUEST)
     volumes = {state.volumes[name].record.uid: name for name in vm.volume_ids if name in state.volumes}
-    return Looked(checks(source, destination, volumes), source.forecast)
+    copied = {volume.uid: CopiedVolume(volume.size_mib, copy_s([volume])) for volume in local_volumes(state, vm)}
+    return Looked(checks(source, destination, volumes, copied), source.forecast)

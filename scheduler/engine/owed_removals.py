@@ -1,4 +1,4 @@
-"""Removes what nodes that were fenced still owe, once they are back. Done by the replica that leads."""
+"""Removes the files that nodes owe, once they can be asked. Done by the replica that leads."""
 
 import structlog
 

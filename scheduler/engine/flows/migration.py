@@ -10,6 +10,8 @@ from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
+from scheduler.core.fenced import is_fenced
+from scheduler.core.local_disks import copy_s, empty_file, local_volumes
 from scheduler.core.migration_check import refusal
 from scheduler.core.pool_locks import locked_between
 from scheduler.core.records import Migration, OperationRecord, StoredError
@@ -38,7 +40,7 @@ HEAD_START_S = 0.1
 """After a commit the guest stands still until the destination has resumed it, which it does by itself: our own writes and questions wait so long."""
 
 COPY_LIMIT_S = 1800.0
-"""A copy that takes longer will not converge; it is aborted and the VM stays where it is."""
+"""A copy of memory that takes longer will not converge; it is aborted and the VM stays where it is. Disks that are copied along have their own."""
 
 SILENT_SOURCE_LIMIT_S = 60.0
 """A source that does not answer for this long gets the abort; it learns of it when it is back, and goes on under its own epoch."""
@@ -73,7 +75,8 @@ async def _prepare(run: Run, migration: Migration) -> None:
     await _look(run, migration)
     claim = run.state.claims[(migration.destination_node_id, run.vm.record.vm_id)].record
     domain = replace(run.vm.record.domain, charged=claim.charged)
-    prepared = await run.nodes.prepare_incoming(migration.destination_node_id, run.order(), domain, migration.source_node_id)
+    copied = tuple(empty_file(volume) for volume in local_volumes(run.state, run.vm.record))
+    prepared = await run.nodes.prepare_incoming(migration.destination_node_id, run.order(), domain, migration.source_node_id, copied)
     by = run.by()
     await run.write(
         lambda state: (
@@ -155,6 +158,7 @@ async def _copy(run: Run, migration: Migration) -> None:
 
 
 async def _follow(run: Run, migration: Migration) -> None:
+    limit_s = COPY_LIMIT_S + copy_s(local_volumes(run.state, run.vm.record))
     began_s = heard_s = run.clock.monotonic_s()
     while run.operation.phase == COPYING and not run.operation.cancel_requested:
         revision = run.state.revision
@@ -175,8 +179,8 @@ async def _follow(run: Run, migration: Migration) -> None:
             if now_s - heard_s > SILENT_SOURCE_LIMIT_S:
                 await _abort(run, "NODE_UNREACHABLE", "The source did not answer during the copy.")
                 return
-        if now_s - began_s > COPY_LIMIT_S:
-            await _abort(run, "DEADLINE", f"The copy was not complete after {COPY_LIMIT_S:.0f} s.")
+        if now_s - began_s > limit_s:
+            await _abort(run, "DEADLINE", f"The copy was not complete after {limit_s:.0f} s.")
             return
         await run.mirror.await_change(revision, POLL_S)
 
@@ -267,14 +271,16 @@ async def _abort_with(run: Run, error: StoredError) -> None:
 
 async def _clean_up(run: Run, migration: Migration) -> None:
     """After the abort: the destination's copy is destroyed, the source's goes on; paused, if somebody has paused it. An answer in doubt is no end."""
+    unasked = is_fenced(run.state, migration.destination_node_id)
     await run.nodes.abort_incoming(migration.destination_node_id, run.order())
+    unasked = unasked or is_fenced(run.state, migration.destination_node_id)
     source = await run.nodes.abort_outgoing(migration.source_node_id, run.order())
     if source.stage is not Stage.ABORTED:
         raise NodeUnreachable(f"{migration.source_node_id}: the source is {source.stage.value.lower()}")
     if source.copy in IN_DOUBT:
         raise NodeUnreachable(f"{migration.source_node_id}: the source's copy is {source.copy.value.lower()}")
     by, alive = run.by(), source.copy not in GONE
-    await run.write(lambda state: finish_abort(state, run.operation_id, alive, by))
+    await run.write(lambda state: finish_abort(state, run.operation_id, alive, by, unasked=unasked))
 
 
 async def turn_back(run: Run, error: HostlerError) -> None:

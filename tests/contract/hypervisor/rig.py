@@ -84,11 +84,14 @@ class Rig(Protocol):
     def hypervisor(self, host: int) -> Hypervisor:
         """The hypervisor of host 0 (or 1, with MIGRATION)."""
 
-    async def new_vm(self) -> ContractVM:
-        """One vCPU, one disk, one network card."""
+    async def new_vm(self, *, local: bool = False) -> ContractVM:
+        """One vCPU, one disk, one network card. `local`: each host has a file of its own for the disk, host 1 an empty one of the same size."""
 
-    async def ticks(self, vm: ContractVM) -> int:
-        """GUEST: the guest's own sequence counter."""
+    async def ticks(self, vm: ContractVM, host: int = 0) -> int:
+        """GUEST: the guest's own sequence counter, as that host's disk has it."""
+
+    async def same_disks(self, vm: ContractVM) -> bool:
+        """Whether the guest would read the same from both hosts' files of a `local` VM."""
 
     async def add_unmanaged(self, host: int) -> str:
         """UNMANAGED: a domain that Hostler did not make; its uuid."""

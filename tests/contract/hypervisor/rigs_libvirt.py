@@ -25,7 +25,7 @@ from hostler.model.domain import DiskSpec, DomainSpec, NicSpec, ServiceClass
 from hostler.server.clock import SystemClock
 from hostlerlab.guest import build as guest_build
 from hostlerlab.guest import layout
-from hostlerlab.hosts import SHARED_POOL, Host
+from hostlerlab.hosts import LOCAL_POOL, SHARED_POOL, Host
 from hostlerlab.lab import Lab, default_specs
 from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.libvirt_hypervisor import CALL_DEADLINE_S, LibvirtHypervisor, LibvirtSettings
@@ -37,6 +37,7 @@ FOLDER = Path("build/lab")
 HOSTS = 3
 POOL = "shared"
 GUEST_MIB = 256
+LOCAL_MIB, FILLED_MIB = 512, 96
 QUEUE_EVENTS = 8
 SOCKETS = Path("/run/hostler")
 PORTS = range(20_000, 30_000)
@@ -104,26 +105,44 @@ class LibvirtRig:
     def hypervisor(self, host: int) -> Hypervisor:
         return self.hypervisors[host]
 
-    async def new_vm(self) -> ContractVM:
+    async def new_vm(self, *, local: bool = False) -> ContractVM:
         vm_uid, volume_uid = str(uuid.uuid4()), str(uuid.uuid4())
-        path = str(SHARED_POOL / f"{volume_uid}.qcow2")
+        path = str((LOCAL_POOL if local else SHARED_POOL) / f"{volume_uid}.qcow2")
         await asyncio.to_thread(self.hosts[0].run, ["cp", str(_guest()), path])
+        if local:
+            await asyncio.to_thread(self._fill, path)
         disks, nics = (DiskSpec(volume_uid, POOL, "qcow2"),), (NicSpec("br0", f"52:54:00:{vm_uid[:2]}:{vm_uid[2:4]}:{vm_uid[4:6]}"),)
         spec = DomainSpec(vm_uid, "a <label>\n", 1, 100, GUEST_MIB, ServiceClass.BURSTABLE, disks, nics)
         vm = ContractVM(spec, ({volume_uid: path}, {volume_uid: path}))
         self.vms.append(vm)
         return vm
 
-    async def ticks(self, vm: ContractVM) -> int:
-        """The last counter on the disk, read past the page cache of the FUSE client."""
+    def _fill(self, path: str) -> None:
+        """Data for a copy that takes its time, past the end of what the guest uses; and an empty file of the same size on the other host."""
+        end = LOCAL_MIB - FILLED_MIB
+        for command in (
+            ["qemu-img", "resize", "-q", "-f", "qcow2", path, f"{LOCAL_MIB}M"],
+            ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 0xa7 {end}M {FILLED_MIB}M", path],
+        ):
+            self.hosts[0].run(command)
+        self.hosts[1].run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{LOCAL_MIB}M"])
+
+    async def same_disks(self, vm: ContractVM) -> bool:
         (path,) = vm.disk_paths[0].values()
+        files = [str(host.outside(path)) for host in self.hosts]
+        compare = ["qemu-img", "compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2", *files]
+        return (await asyncio.to_thread(subprocess.run, compare, check=False)).returncode == 0
+
+    async def ticks(self, vm: ContractVM, host: int = 0) -> int:
+        """The last counter on the disk, read past the page cache of the FUSE client."""
+        (path,) = vm.disk_paths[host].values()
         image = f"driver=qcow2,cache.direct=on,file.driver=file,file.cache.direct=on,file.filename={path}"
         skip = layout.AREA_OFFSET // layout.AREA_BYTES
         out = f"/run/hostler/ring-{uuid.uuid4().hex}"
         blocks = [f"bs={layout.AREA_BYTES}", f"skip={skip}", f"count={skip + 1}"]
-        host = self.hosts[0]
-        await asyncio.to_thread(host.run, ["qemu-img", "dd", "-U", "--image-opts", "-O", "raw", *blocks, f"if={image}", f"of={out}"])
-        raw = host.outside(out)
+        at = self.hosts[host]
+        await asyncio.to_thread(at.run, ["qemu-img", "dd", "-U", "--image-opts", "-O", "raw", *blocks, f"if={image}", f"of={out}"])
+        raw = at.outside(out)
         ring = layout.parse_ring(raw.read_bytes()[-layout.AREA_BYTES :])
         raw.unlink()
         return ring[-1].counter if ring else 0
@@ -194,12 +213,14 @@ class LibvirtRig:
         folder = SOCKETS / f"contract-{uuid.uuid4().hex[:8]}"
         for host in self.hosts:
             await asyncio.to_thread(host.run, ["sh", "-c", f"mkdir -m 0711 {folder} && chown libvirt-qemu {folder}"])
-        sockets = MigrationSockets(str(folder / "libvirt.sock"), str(folder / "qemu.sock"))
+        sockets = MigrationSockets(*(str(folder / f"{stream}.sock") for stream in ("libvirt", "qemu", "disks")))
         started = self.relays.setdefault(operation_id, [])
-        for near, far in ((sockets.libvirt, "/run/libvirt/libvirt-sock"), (sockets.qemu, sockets.qemu)):
+        for near, far in ((sockets.libvirt, "/run/libvirt/libvirt-sock"), (sockets.qemu, sockets.qemu), (sockets.disks, sockets.disks)):
             port = PORTS[uuid.uuid4().int % len(PORTS)]
             started.append(await _relay(destination, f"tcp:{destination.address}:{port}", f"unix:{far}"))
             started.append(await _relay(source, f"unix:{near}", f"tcp:{destination.address}:{port}"))
+        # To the disks QEMU itself connects; to the rest libvirt does, as root.
+        await asyncio.to_thread(source.run, ["chown", "libvirt-qemu", sockets.disks])
         return sockets
 
     async def disconnect(self, operation_id: str) -> None:
@@ -227,7 +248,8 @@ class LibvirtRig:
         for other in self.second.values():
             await asyncio.to_thread(self.hosts[0].virsh, "undefine", other)
         paths = [one for vm in self.vms for path in vm.disk_paths[0].values() for one in (path, f"{path}.extra")]
-        await asyncio.to_thread(self.hosts[0].run, ["rm", "-f", *paths])
+        for host in self.hosts:
+            await asyncio.to_thread(host.run, ["rm", "-f", *paths])
 
 
 async def _relay(host: Host, listen: str, connect: str) -> subprocess.Popen[bytes]:

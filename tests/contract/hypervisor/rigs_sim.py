@@ -20,7 +20,7 @@ from nodeagent.ports import Hypervisor, MigrationSockets
 from tests.contract.hypervisor.rig import Capability, ContractVM, HandEdit, Rig, RigKind
 
 NODES = ("n1", "n2")
-POOL = "shared"
+POOL, LOCAL_POOL = "shared", "local"
 
 
 CHANGES: dict[HandEdit, Callable[[DomainShape], DomainShape]] = {
@@ -50,16 +50,22 @@ class SimRig:
     def hypervisor(self, host: int) -> Hypervisor:
         return self._hypervisors[host]
 
-    async def new_vm(self) -> ContractVM:
-        serial = next(self._serial)
+    async def new_vm(self, *, local: bool = False) -> ContractVM:
+        serial, pool = next(self._serial), LOCAL_POOL if local else POOL
         vm_uid, volume_uid = str(UUID(int=serial)), str(UUID(int=1000 + serial))
-        await self._volumes[0].ensure(VolumeSpec(volume_uid, POOL, 16, ""))
-        disks, nics = (DiskSpec(volume_uid, POOL, "qcow2"),), (NicSpec("br0", f"52:54:00:00:00:{serial:02x}"),)
+        for volumes in self._volumes:
+            await volumes.ensure(VolumeSpec(volume_uid, pool, 512 if local else 16, ""))
+        disks, nics = (DiskSpec(volume_uid, pool, "qcow2"),), (NicSpec("br0", f"52:54:00:00:00:{serial:02x}"),)
         spec = DomainSpec(vm_uid, f"vm{serial}", 1, 100, 512, ServiceClass.BURSTABLE, disks, nics)
-        return ContractVM(spec, tuple({volume_uid: volumes.path(POOL, volume_uid, "qcow2")} for volumes in self._volumes))
+        return ContractVM(spec, tuple({volume_uid: volumes.path(pool, volume_uid, "qcow2")} for volumes in self._volumes))
 
-    async def ticks(self, vm: ContractVM) -> int:
+    async def ticks(self, vm: ContractVM, host: int = 0) -> int:
         return self.world.guest(vm.uid).ticks
+
+    async def same_disks(self, vm: ContractVM) -> bool:
+        self.world.guest(vm.uid)  # accounts for what was written until now
+        (mine,), (theirs,) = (tuple(self.world.file(node, path) for path in vm.disk_paths[at].values()) for at, node in enumerate(NODES))
+        return mine is not None and theirs is not None and mine.written == theirs.written > 0
 
     async def add_unmanaged(self, host: int) -> str:
         return self.world.hosts[NODES[host]].add_unmanaged("somebody-elses")
@@ -110,7 +116,7 @@ async def open_rig() -> AsyncIterator[Rig]:
     async with SimWorld(clock) as world, asyncio.TaskGroup() as group:
         pool = SimFileSystem("fs-1", 4096, shared=True)
         for node in NODES:
-            world.add_host(node, pools={POOL: pool})
+            world.add_host(node, pools={POOL: pool, LOCAL_POOL: SimFileSystem(f"fs-{node}", 4096)})
         moving = group.create_task(keep_moving(clock), name="virtual time")
         yield SimRig(world, clock)
         moving.cancel()

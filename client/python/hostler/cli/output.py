@@ -267,7 +267,7 @@ def _operation_wide(operation: "Operation") -> Row:
     return (operation.principal or NONE, operation.request_id or NONE, _time(operation, "create_time"), _time(operation, "update_time"))
 
 
-_LIVE_MOVES = {"BY_LOCKS": "by locks", "BY_WORD": "by the hypervisor's word", "COLD_ONLY": "cold only"}
+_LIVE_MOVES = {"BY_LOCKS": "by locks", "BY_WORD": "by the hypervisor's word", "COLD_ONLY": "cold only", "BY_COPY": "by copy"}
 
 
 def _pool(pool: "Pool") -> Row:

@@ -1,6 +1,7 @@
 """What is known of the two ends of a migration before it begins, and what was concluded: facts of one host, one rule's finding, a forecast."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -42,12 +43,14 @@ class Forecast:
     seconds: int
     downtime_ms: int
     throttle_percent: int
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationFacts:
     """One end, as its agent sees it. `disks`: identity of each volume's file by uid, "" where it is not there. Versions as libvirt counts them,
-    9000000 for 9.0.0. `guest` and `forecast`: the source's; `reception` and `bridges_missing`: the destination's."""
+    9000000 for 9.0.0. `guest`, `forecast` and `size_bytes` (the guest's view of each volume in a local pool, by uid): the source's; `reception` and
+    `bridges_missing`: the destination's."""
 
     node_id: str
     hypervisor_answers: bool
@@ -61,6 +64,7 @@ class MigrationFacts:
     forecast: Forecast | None = None
     reception: Reception = Reception()
     bridges_missing: tuple[str, ...] = ()
+    size_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them.
+    """What a MigrateVM operation knows beyond its phase. `disks` are (volume uid, identity, path) as the destination sees them; identity "": the
+    disk is copied along.
 
     `cold`: the VM is off, and changes its owner without a copy. `named`: whoever asked has chosen the destination.
     `bandwidth_mib_s` 0: no limit; `max_downtime_ms` 0: DEFAULT_DOWNTIME_MS.

@@ -172,6 +172,7 @@ def facts_to_wire(facts: MigrationFacts) -> agent_pb2.MigrationFacts:
         cpu_refused=facts.reception.cpu_refused,
         devices_missing=facts.reception.devices_missing,
         bridges_missing=facts.bridges_missing,
+        sizes=[agent_pb2.DiskSize(volume_uid=uid, size_bytes=size) for uid, size in sorted(facts.size_bytes.items())],
     )
 
 
@@ -189,6 +190,7 @@ def facts_from_wire(facts: agent_pb2.MigrationFacts) -> MigrationFacts:
         forecast=_forecast_from_wire(facts.forecast) if facts.HasField("forecast") else None,
         reception=Reception(facts.machine_refused, facts.cpu_refused, tuple(facts.devices_missing)),
         bridges_missing=tuple(facts.bridges_missing),
+        size_bytes={size.volume_uid: size.size_bytes for size in facts.sizes},
     )
 
 
@@ -206,6 +208,7 @@ def forecast_to_wire(forecast: Forecast) -> operation_pb2.Operation.MigrationFor
         seconds=forecast.seconds,
         downtime_ms=forecast.downtime_ms,
         throttle_percent=forecast.throttle_percent,
+        disk_bytes=forecast.disk_bytes,
     )
 
 
@@ -219,6 +222,7 @@ def _forecast_from_wire(forecast: operation_pb2.Operation.MigrationForecast) -> 
         forecast.seconds,
         forecast.downtime_ms,
         forecast.throttle_percent,
+        forecast.disk_bytes,
     )
 
 

@@ -715,7 +715,7 @@ Global___ProbePoolResponse: _TypeAlias = ProbePoolResponse  # noqa: Y015
 
 @_typing.final
 class DiskIdentity(_message.Message):
-    """Where a volume really is: the same on both ends or the handoff is refused."""
+    """Where a volume really is: the same on both ends, or copied along, or the handoff is refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -725,7 +725,7 @@ class DiskIdentity(_message.Message):
     volume_uid: _builtins.str
     """The volume's uid."""
     identity: _builtins.str
-    """File system id and inode, as text."""
+    """File system id and inode, as text. Empty in a handoff: a file of the destination's own, which the copy fills."""
     path: _builtins.str
     """Where the reporting host has it; the destination's goes into the domain it will receive."""
     def __init__(
@@ -843,6 +843,7 @@ class MigrationFacts(_message.Message):
     CPU_REFUSED_FIELD_NUMBER: _builtins.int
     DEVICES_MISSING_FIELD_NUMBER: _builtins.int
     BRIDGES_MISSING_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node that says so."""
     hypervisor_answers: _builtins.bool
@@ -881,6 +882,10 @@ class MigrationFacts(_message.Message):
     def bridges_missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Destination: bridges it does not have."""
 
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskSize]:
+        """Source: sizes of the files of volumes in local pools, which would be copied along."""
+
     def __init__(
         self,
         *,
@@ -898,14 +903,41 @@ class MigrationFacts(_message.Message):
         cpu_refused: _builtins.str = ...,
         devices_missing: _abc.Iterable[_builtins.str] | None = ...,
         bridges_missing: _abc.Iterable[_builtins.str] | None = ...,
+        sizes: _abc.Iterable[Global___DiskSize] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "guest", b"guest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "bridges_missing", b"bridges_missing", "certificate_left_s", b"certificate_left_s", "cpu_refused", b"cpu_refused", "devices_missing", b"devices_missing", "disks", b"disks", "forecast", b"forecast", "guest", b"guest", "holds_copy", b"holds_copy", "hypervisor_answers", b"hypervisor_answers", "libvirt_version", b"libvirt_version", "machine_refused", b"machine_refused", "node_id", b"node_id", "qemu_version", b"qemu_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceleration", b"acceleration", "bridges_missing", b"bridges_missing", "certificate_left_s", b"certificate_left_s", "cpu_refused", b"cpu_refused", "devices_missing", b"devices_missing", "disks", b"disks", "forecast", b"forecast", "guest", b"guest", "holds_copy", b"holds_copy", "hypervisor_answers", b"hypervisor_answers", "libvirt_version", b"libvirt_version", "machine_refused", b"machine_refused", "node_id", b"node_id", "qemu_version", b"qemu_version", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrationFacts: _TypeAlias = MigrationFacts  # noqa: Y015
+
+@_typing.final
+class DiskSize(_message.Message):
+    """A volume's file on the reporting host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_UID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    volume_uid: _builtins.str
+    """The volume's uid."""
+    size_bytes: _builtins.int
+    """The guest's view of it."""
+    def __init__(
+        self,
+        *,
+        volume_uid: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes", "volume_uid", b"volume_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskSize: _TypeAlias = DiskSize  # noqa: Y015
 
 @_typing.final
 class PrepareIncomingRequest(_message.Message):
@@ -916,6 +948,7 @@ class PrepareIncomingRequest(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
     SOURCE_NODE_ID_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
     source_node_id: _builtins.str
     """The only node that may connect."""
     @_builtins.property
@@ -926,16 +959,21 @@ class PrepareIncomingRequest(_message.Message):
     def domain(self) -> Global___DomainSpec:
         """What comes."""
 
+    @_builtins.property
+    def copied(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeSpec]:
+        """Volumes that are copied along: the destination makes an empty file for each, and removes it if the handoff is aborted."""
+
     def __init__(
         self,
         *,
         command: Global___Command | None = ...,
         domain: Global___DomainSpec | None = ...,
         source_node_id: _builtins.str = ...,
+        copied: _abc.Iterable[Global___VolumeSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "domain", b"domain", "source_node_id", b"source_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "copied", b"copied", "domain", b"domain", "source_node_id", b"source_node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

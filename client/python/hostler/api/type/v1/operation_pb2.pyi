@@ -248,6 +248,7 @@ class Operation(_message.Message):
         SECONDS_FIELD_NUMBER: _builtins.int
         DOWNTIME_MS_FIELD_NUMBER: _builtins.int
         THROTTLE_PERCENT_FIELD_NUMBER: _builtins.int
+        DISK_BYTES_FIELD_NUMBER: _builtins.int
         convergence: Global___Operation.MigrationForecast.Convergence.ValueType
         """Whether the copy would end."""
         dirty_bytes_per_s: _builtins.int
@@ -264,6 +265,8 @@ class Operation(_message.Message):
         """The downtime at most, milliseconds, with what the handoff itself takes."""
         throttle_percent: _builtins.int
         """How much of its speed the guest would lose, percent."""
+        disk_bytes: _builtins.int
+        """Bytes of disks in local pools that would be copied before memory is, as they are allocated now; `seconds` has their time."""
         def __init__(
             self,
             *,
@@ -275,10 +278,11 @@ class Operation(_message.Message):
             seconds: _builtins.int = ...,
             downtime_ms: _builtins.int = ...,
             throttle_percent: _builtins.int = ...,
+            disk_bytes: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "bandwidth_known", b"bandwidth_known", "convergence", b"convergence", "dirty_bytes_per_s", b"dirty_bytes_per_s", "dirty_measured", b"dirty_measured", "downtime_ms", b"downtime_ms", "seconds", b"seconds", "throttle_percent", b"throttle_percent"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "bandwidth_known", b"bandwidth_known", "convergence", b"convergence", "dirty_bytes_per_s", b"dirty_bytes_per_s", "dirty_measured", b"dirty_measured", "disk_bytes", b"disk_bytes", "downtime_ms", b"downtime_ms", "seconds", b"seconds", "throttle_percent", b"throttle_percent"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,7 +312,7 @@ class Operation(_message.Message):
         destination_node: _builtins.str
         """The node it goes to: `nodes/{node}`."""
         bytes_transferred: _builtins.int
-        """Bytes of memory and device state that crossed the wire."""
+        """Bytes of memory and device state that crossed the wire, and the size of disks that were copied along, holes included."""
         total_ms: _builtins.int
         """From the start of the copy to the guest running on the destination, milliseconds."""
         downtime_ms: _builtins.int

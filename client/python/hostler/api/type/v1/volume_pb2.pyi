@@ -172,7 +172,9 @@ class Pool(_message.Message):
         BY_WORD: Pool._LiveMove.ValueType  # 2
         """The commit waits for the hypervisor's word that the source is gone, because no lock can be asked."""
         COLD_ONLY: Pool._LiveMove.ValueType  # 3
-        """Not while it runs: the pool is one node's own."""
+        """Not while it runs: nothing else than this node has the pool."""
+        BY_COPY: Pool._LiveMove.ValueType  # 4
+        """The pool is each node's own: the disk is copied to the other node's pool of that name while the guest runs."""
 
     class LiveMove(_LiveMove, metaclass=_LiveMoveEnumTypeWrapper):
         """How a running VM with a disk here changes its node."""
@@ -184,7 +186,9 @@ class Pool(_message.Message):
     BY_WORD: Pool.LiveMove.ValueType  # 2
     """The commit waits for the hypervisor's word that the source is gone, because no lock can be asked."""
     COLD_ONLY: Pool.LiveMove.ValueType  # 3
-    """Not while it runs: the pool is one node's own."""
+    """Not while it runs: nothing else than this node has the pool."""
+    BY_COPY: Pool.LiveMove.ValueType  # 4
+    """The pool is each node's own: the disk is copied to the other node's pool of that name while the guest runs."""
 
     NAME_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
