@@ -9,8 +9,8 @@ import pytest
 
 from client import CALL_S, Client
 from devcluster.cluster import DevCluster
-from hostler.api.cluster.v1 import nodes_pb2, operations_pb2, vms_pb2
-from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+from hostler.api.cluster.v1 import nodes_pb2, operations_pb2, vms_pb2, volumes_pb2
+from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2, volume_pb2
 from nodeagent.adapters.sim_migration import MigrationFault
 from scheduler.core import turns
 from tests.rpc.cluster.test_cold_migration import off
@@ -62,8 +62,12 @@ def sums_agree(cluster: DevCluster) -> bool:
     return {node_id: mib for node_id, mib in recorded.items() if mib} == sums
 
 
-async def local(client: Client, vm_id: str) -> None:
-    """A VM whose disk is in a pool of n1 alone."""
+async def local(client: Client, vm_id: str, cluster: DevCluster) -> None:
+    """A VM whose disk is in a pool of n1, and that no other node's pool has room for."""
+    for other in ("n2", "n3"):
+        full = volume_pb2.Volume(pool="pools/local", node=f"nodes/{other}", size_mib=cluster.options.pool_mib - 32)
+        fill = volumes_pb2.CreateVolumeRequest(volume_id=f"full-{other}", volume=full)
+        await client.wait(await client.volumes.CreateVolume(fill, timeout=CALL_S))
     disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool="pools/local", size_mib=64))
     request = vms_pb2.CreateVMRequest(vm_id=vm_id, vm=vm_pb2.VM(disks=[disk], vcpus=1, memory_mib=512), node="nodes/n1")
     done = await client.wait(await client.vms.CreateVM(request, timeout=CALL_S))
@@ -100,26 +104,25 @@ async def test_a_drained_node_is_empty_and_no_guest_has_noticed(client: Client, 
 async def test_a_dry_run_plans_and_changes_nothing(client: Client, cluster: DevCluster) -> None:
     """An operator who looks what would happen, and so makes it happen; or a plan that hides what cannot be moved."""
     await client.made("web", node="nodes/n1")
-    await local(client, "pet")
+    await local(client, "pet", cluster)
     before = cluster.store.keyspace().list("/hostler/state/", 0)
     planned = await drain(client, dry_run=True)
     assert (planned.name, planned.reason) == ("", "1 of 2 VMs can be moved.")
     assert states(planned) == {"web": "PLANNED", "pet": "BLOCKED"}
     web, pet = sorted(planned.drain.entries, key=lambda entry: entry.vm, reverse=True)
     assert web.destination_node in ("nodes/n2", "nodes/n3")
-    assert "which no other node reaches" in pet.reason
-    assert pet.fix
+    assert "pool local short by 32 MiB" in pet.reason
     after = cluster.store.keyspace().list("/hostler/state/", 0)
     assert [(item.key, item.value) for item in after] == [(item.key, item.value) for item in before]
 
 
 async def test_what_cannot_be_moved_stays_running_and_the_drain_says_so(client: Client, cluster: DevCluster) -> None:
     """A VM that is stopped because an operator wants its host, or a drain that calls a node empty that is not."""
-    await local(client, "pet")
+    await local(client, "pet", cluster)
     await client.made("web", node="nodes/n1")
     done = await client.wait(await drain(client))
     assert done.state == Operation.FAILED
-    assert done.error.message.startswith("1 VM is still on n1, which stays cordoned. pet: Volume pet-disk0 is in pool local of n1")
+    assert done.error.message.startswith("1 VM is still on n1, which stays cordoned. pet: ")
     assert states(done) == {"pet": "BLOCKED", "web": "MOVED"}
     pet = await client.vm("pet")
     assert (pet.state, pet.node) == (vm_pb2.VM.RUNNING, "nodes/n1")

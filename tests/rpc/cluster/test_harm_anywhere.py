@@ -11,6 +11,7 @@ import pytest
 
 import hostler
 from devcluster.cluster import DevCluster, DevOptions, dev_cluster
+from scheduler.engine import owed_removals
 from tests.rpc.cluster.harm import Blow, Harm, WatchedCluster
 
 AT_ONCE = 6
@@ -49,6 +50,37 @@ async def drained_life(sdk: hostler.Cluster) -> None:
     assert vm.state == vm.RUNNING, vm
     for name in ("web-1", "off-1"):
         await (await sdk.delete_vm(name, force=True)).wait()
+
+
+async def local_life(sdk: hostler.Cluster) -> None:
+    """A VM that takes its local disk along to the other node and back, or goes on where it was; then it is deleted."""
+    made = await sdk.create_vm("web-1", vcpus=1, memory_mib=512, pool="local", size_mib=64, node="n1", networks=["br0"])
+    with suppress(hostler.OperationFailed):
+        await made.wait()
+    for node in ("n2", "n1"):
+        async with asyncio.timeout(LIFE_S):
+            while not await _moved(sdk, node):  # noqa: ASYNC110 refused while the file of the move before is still to be removed there
+                await asyncio.sleep(0.1)
+    with suppress(hostler.NotFound):
+        await (await sdk.delete_vm("web-1", force=True)).wait()
+
+
+async def _moved(sdk: hostler.Cluster, node: str) -> bool:
+    """Whether it was asked for a move that has ended, or cannot be moved now."""
+    try:
+        await (await sdk.migrate_vm("web-1", node)).wait()
+    except hostler.NoCapacity as refused:
+        return "is to be removed there first" not in str(refused)
+    except (hostler.OperationFailed, hostler.FailedPrecondition, hostler.NotFound):
+        return True
+    return True
+
+
+async def nothing_owed(cluster: DevCluster) -> None:
+    """Wait until every file that was left behind is removed."""
+    async with asyncio.timeout(LIFE_S):
+        while cluster.store.keyspace().list(f"{STATE}owed/", 0):  # noqa: ASYNC110 the store is not watched here
+            await asyncio.sleep(0.05)
 
 
 async def hard_life(sdk: hostler.Cluster) -> None:
@@ -99,9 +131,10 @@ async def lived(directory: Path, harm: Harm, life: Life) -> Harm:
                 assert isinstance(cluster, WatchedCluster)
                 killer = group.create_task(cluster.execute(), name="executioner")
                 harm.armed = True
-                await (hard_life(sdk) if harm.blow is Blow.HOST_DOWN else life(sdk))
+                await (hard_life(sdk) if harm.blow is Blow.HOST_DOWN and life is not local_life else life(sdk))
                 harm.armed = False
                 killer.cancel()
+                await nothing_owed(cluster)
         cluster.world.assert_one_writer()
         assert left_over(cluster) == []
     return harm
@@ -148,6 +181,18 @@ async def every(directory: Path, blow: Blow, after: bool, life: Life = life) -> 
 async def test_a_life_with_harm_at_every_moment(tmp_path: Path, blow: Blow, after: bool) -> None:
     """A VM, claim, volume or operation that is lost, doubled or left lying, because a daemon died, or an answer, between two steps."""
     await every(tmp_path, blow, after)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("blow", list(Blow), ids=lambda blow: blow.value)
+async def test_a_move_of_a_local_disk_with_harm_at_every_moment(
+    tmp_path: Path, blow: Blow, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that nobody remembers, or the only good one gone, because a daemon died, or an answer, between two steps."""
+    monkeypatch.setattr(owed_removals, "LOOK_S", 0.1)
+    await every(tmp_path, blow, after, local_life)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ async def test_pools_are_listed_with_what_was_found_out(client: Client) -> None:
     first = await stub.ListPools(pools_pb2.ListPoolsRequest(page_size=1), timeout=CALL_S)
     rest = await stub.ListPools(pools_pb2.ListPoolsRequest(page_token=first.next_page_token), timeout=CALL_S)
     local, seen = first.pools[0], rest.pools[0]
-    assert (local.name, local.reach, local.live_move, local.downtime_max_ms) == ("pools/local", Pool.LOCAL, Pool.COLD_ONLY, 0)
+    assert (local.name, local.reach, local.live_move) == ("pools/local", Pool.LOCAL, Pool.BY_COPY)
     assert (seen.name, seen.reach, seen.lock_kind, seen.live_move) == ("pools/shared", Pool.SHARED, Pool.OFD, Pool.BY_LOCKS)
     assert list(seen.nodes) == ["nodes/n1", "nodes/n2", "nodes/n3"]
     assert 0 < seen.downtime_min_ms < seen.downtime_max_ms

@@ -110,7 +110,7 @@ async def test_pools_with_their_locks_and_what_a_live_move_costs(cli: Cli, sdk: 
     assert listed.status == 0, listed.err
     header, local, shared = listed.out.splitlines()
     assert header.split()[:4] == ["NAME", "REACH", "LOCKS", "LIVE"]
-    assert "cold only" in local
+    assert "by copy, " in local
     for cell in ("SHARED", "OFD", "by locks, ", "n1,n2,n3"):
         assert cell in shared, shared
     got = await cli("pool", "get", "shared")

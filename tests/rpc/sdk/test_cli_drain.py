@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from devcluster.cluster import DevCluster
+from devcluster.cluster import DevCluster, DevOptions
 from hostler.api.type.v1.operation_pb2 import Operation
 from hostler.cli import drain, progress
 from hostler.cluster import Cluster
@@ -102,10 +102,13 @@ async def test_dry_run_then_drain_then_what_is_left(cli: Cli, sdk: Cluster, clus
     assert done.out.splitlines()[0] == "node n1 is drained and stays cordoned"
     assert "vms/web-1: MOVED to n" in done.err
     await (await sdk.create_volume("own", pool="local", node="n2", size_mib=64)).wait()
+    for other in ("n1", "n3"):
+        await (await sdk.create_volume(f"full-{other}", pool="local", node=other, size_mib=DevOptions().pool_mib - 32)).wait()
     await (await sdk.create_vm("pet", vcpus=1, memory_mib=512, volumes=["own"])).wait()
     failed = await cli("node", "drain", "n2")
     assert failed.status != 0
-    assert "1 VM is still on n2, which stays cordoned. pet: Volume own is in pool local of n2" in failed.err
+    assert "1 VM is still on n2, which stays cordoned. pet: " in failed.err
+    assert "pool local short by 32 MiB" in failed.err
 
 
 async def test_what_was_moved_away_comes_back(cli: Cli, sdk: Cluster) -> None:
