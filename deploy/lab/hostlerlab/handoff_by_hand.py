@@ -1,9 +1,10 @@
 """One guest moved from host to host by hand, with the handoff protocol's steps and nothing of the product.
 
-`python -m hostlerlab.handoff_by_hand [--runs 5]`. Decision: the riskiest path of the product is kept here as a script
+`python -m hostlerlab.handoff_by_hand [--runs 5] [--local-disk]`. Decision: the riskiest path of the product is kept here as a script
 that talks to libvirt, etcd, the kernel and the image itself, so that a surprise in the product can be told from a
 surprise of libvirt. Steps H0-H7 of mode P: arrive paused, freeze the source, look, commit the owner in etcd, kill the
-source, read the owner again, resume. Each step is printed with the milliseconds since the migration started.
+source, read the owner again, resume. With `--local-disk` the image is in the host's own pool and is copied along over a third
+relay; the two files are compared while the source is frozen. Each step is printed with the milliseconds since the migration started.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import libvirt
 from hostlerlab.etcd import EtcdCluster
 from hostlerlab.guest import build as guest_build
 from hostlerlab.guest import layout
-from hostlerlab.hosts import SHARED_POOL, Host
+from hostlerlab.hosts import LOCAL_POOL, QEMU_USER, SHARED_POOL, Host
 from hostlerlab.kvm import domain_type
 from hostlerlab.lab import Lab, default_specs
 from hostlerlab.shell import wait_for
@@ -42,9 +43,11 @@ LOCK_BYTES = (100, 101, 103, 201, 203)
 EVENT_TIMEOUT_S = 60.0
 RPC_PORT = 7301
 DATA_PORT = 7302
+DISK_PORT = 7303
 SOCKET_DIR = Path("/run/hostler/migrate")
 RPC_SOCKET = SOCKET_DIR / "rpc.sock"
 DATA_SOCKET = SOCKET_DIR / "data.sock"
+DISK_SOCKET = SOCKET_DIR / "disk.sock"
 NAMESPACE = "https://hostler.dev/xmlns/lab/1"
 FLAGS = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_PAUSED | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
 HELD, FREE = "held", "free"
@@ -194,7 +197,7 @@ def read_counter(host: Host, image: Path, linux: bool) -> tuple[int, tuple[str, 
 
 @contextmanager
 def relays(src: Host, dst: Host) -> Iterator[None]:
-    """Two tunnels, each in two halves: the destination's libvirtd socket and the migration socket."""
+    """Three tunnels, each in two halves: the destination's libvirtd socket, the migration socket, and the one for disks."""
     python = [sys.executable, "-m", "hostlerlab.relay"]
     package = Path(__file__).resolve().parents[1]
     env = {**os.environ, "PYTHONPATH": str(package)}
@@ -203,6 +206,8 @@ def relays(src: Host, dst: Host) -> Iterator[None]:
         (dst, f"tcp:{dst.address}:{DATA_PORT}", f"unix:{DATA_SOCKET}"),
         (src, f"unix:{RPC_SOCKET}", f"tcp:{dst.address}:{RPC_PORT}"),
         (src, f"unix:{DATA_SOCKET}", f"tcp:{dst.address}:{DATA_PORT}"),
+        (dst, f"tcp:{dst.address}:{DISK_PORT}", f"unix:{DISK_SOCKET}"),
+        (src, f"unix:{DISK_SOCKET}", f"tcp:{dst.address}:{DISK_PORT}"),
     ]
     running = []
     try:
@@ -212,6 +217,7 @@ def relays(src: Host, dst: Host) -> Iterator[None]:
             assert half.stdout is not None
             if half.stdout.readline() != b"ready\n":
                 raise RuntimeError(f"relay {listen} did not start")
+        src.run(["chown", QEMU_USER, str(DISK_SOCKET)])  # QEMU itself connects to it; to the others libvirt does
         yield
     finally:
         for half in running:
@@ -241,7 +247,10 @@ class Result:
 class Handoff:
     """One move of one running domain from `src` to `dst`."""
 
-    def __init__(self, src: Host, dst: Host, conns: dict[str, libvirt.virConnect], store: Etcd, image: Path, line: Timeline) -> None:
+    def __init__(
+        self, src: Host, dst: Host, conns: dict[str, libvirt.virConnect], store: Etcd, image: Path, line: Timeline, *, local: bool = False
+    ) -> None:
+        self.local = local
         self.src, self.dst, self.store, self.image, self.line = src, dst, store, image, line
         self.src_conn, self.dst_conn = conns[src.name], conns[dst.name]
         self.key = ""
@@ -274,12 +283,17 @@ class Handoff:
             os.close(pidfd)
 
     def _migrate(self, domain: libvirt.virDomain, destination: str) -> None:
-        parameters = {
+        parameters: dict[str, Any] = {
             libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{DATA_SOCKET}",
             libvirt.VIR_MIGRATE_PARAM_DEST_XML: destination,
         }
+        flags = FLAGS
+        if self.local:
+            flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
+            parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{DISK_SOCKET}"
+            parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = ["vda"]
         try:
-            domain.migrateToURI3(f"qemu+unix:///system?socket={RPC_SOCKET}", parameters, FLAGS)
+            domain.migrateToURI3(f"qemu+unix:///system?socket={RPC_SOCKET}", parameters, flags)
             self.call_result = "success"
         except libvirt.libvirtError as error:
             self.call_result = f"error code {error.get_error_code()} domain {error.get_error_domain()}: {error}"
@@ -333,9 +347,25 @@ class Handoff:
         state = self._state_before_deadline(domain)
         line.say("H5ii", f"source {state}")
         resumed = any(where == src.name and what.startswith("RESUMED") for _, where, what in line.events)
-        if HELD in (held[101], elsewhere[101]) or resumed or state not in (NO_ANSWER, "PAUSED MIGRATION", "SHUTOFF MIGRATED"):
+        writers = (held[101], held[103]) if self.local else (held[101], elsewhere[101])  # the destination holds its own file
+        if HELD in writers or resumed or state not in (NO_ANSWER, "PAUSED MIGRATION", "SHUTOFF MIGRATED"):
             raise RuntimeError(f"the source {name} is not clean: {state}, locks {held}, resumed {resumed}")
+        if self.local:
+            self._compare()
         return state
+
+    def _compare(self) -> None:
+        """Both files, as a guest would read them; the time this takes is not the product's."""
+        files = [str(host.outside(self.image)) for host in (self.src, self.dst)]
+        begin = time.monotonic()
+        compare = ["qemu-img", "compare", "-q", "-U", "-f", "qcow2", "-F", "qcow2", *files]
+        same = subprocess.run(compare, check=False).returncode == 0
+        took_ms = (time.monotonic() - begin) * 1000
+        self.line.say(
+            "H5ii",
+            f"the two files are {'identical' if same else 'DIFFERENT'} (comparing took {took_ms:.0f} ms, in no guest's time but here)",
+        )
+        assert same, "the copy of the disk was not whole"
 
     def _state_before_deadline(self, domain: libvirt.virDomain) -> str:
         """What libvirt says about the source, or `NO_ANSWER`.
@@ -434,6 +464,13 @@ def start_guest(
     wait_counter(host, image, linux, 0)
 
 
+def empty_copy(src: Host, dst: Host, image: Path) -> None:
+    """On the destination, a new file of the same size for the copy to fill."""
+    info = json.loads(src.run(["qemu-img", "info", "-U", "--output=json", str(image)]).stdout)
+    dst.run(["rm", "-f", str(image)])
+    dst.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(info["virtual-size"])])
+
+
 def wait_counter(host: Host, image: Path, linux: bool, beyond: int) -> None:
     """Wait until the guest has written a counter larger than `beyond`."""
     wait_for(f"a counter beyond {beyond}", lambda: read_counter(host, image, linux)[0] > beyond, EVENT_TIMEOUT_S)
@@ -443,6 +480,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hostlerlab.handoff_by_hand", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--guest", choices=("linux", "bootsector"), default="linux")
+    parser.add_argument("--local-disk", action="store_true", help="the disk is in the host's own pool and is copied along")
     parser.add_argument("--lockd", action="store_true", help="with leases of virtlockd as well")
     parser.add_argument("--dir", type=Path, default=Path("build/lab"))
     options = parser.parse_args()
@@ -451,7 +489,8 @@ def main() -> int:
     lab.up()
     built = guest_build.build()
     results = []
-    name, image = f"hand-{options.guest}", SHARED_POOL / f"{uuid.uuid4()}.qcow2"
+    local = options.local_disk
+    name, image = f"hand-{options.guest}", (LOCAL_POOL if local else SHARED_POOL) / f"{uuid.uuid4()}.qcow2"
     src, dst = lab.hosts["n1"], lab.hosts["n2"]
     line = Timeline(time.monotonic())
     with EtcdCluster(lab.folder / f"etcd-{uuid.uuid4().hex}") as etcd, libvirt_events([src, dst], line) as conns:
@@ -463,8 +502,10 @@ def main() -> int:
                 line.events.clear()
                 prepare_sockets(src, dst)
                 before, _ = read_counter(src, image, linux)
+                if local:
+                    empty_copy(src, dst, image)
                 with relays(src, dst):
-                    results.append(Handoff(src, dst, conns, store, image, line).run(name, f"op-{run_number}"))
+                    results.append(Handoff(src, dst, conns, store, image, line, local=local).run(name, f"op-{run_number}"))
                 wait_counter(dst, image, linux, before + 20)
                 after, faults = read_counter(dst, image, linux)
                 line.say("after", f"counter {before} -> {after}; faults in the records: {faults or 'none'}")
@@ -473,7 +514,8 @@ def main() -> int:
             for host in (src, dst):
                 for leftover in conns[host.name].listAllDomains():
                     leftover.destroy()
-            src.run(["rm", "-f", str(image)])
+            for host in (src, dst):
+                host.run(["rm", "-f", str(image)])
     print("--- gap ms, call ms, how the source was found, what the call returned")
     for result in results:
         print(f"{result.gap_ms:8.1f} {result.call_ms:8.1f}  {result.source_found}  |  {result.call_result}")
