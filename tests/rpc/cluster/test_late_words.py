@@ -38,7 +38,9 @@ async def test_a_preparation_that_comes_after_its_abort_charges_nobody(
     late: list[tuple[IncomingHandoffs, Command, DomainSpec, str]] = []
     prepare = IncomingHandoffs.prepare
 
-    async def on_its_way(self: IncomingHandoffs, command: Command, spec: DomainSpec, source: str) -> tuple[str, tuple[DiskTarget, ...]]:
+    async def on_its_way(
+        self: IncomingHandoffs, command: Command, spec: DomainSpec, source: str, copied: tuple[VolumeSpec, ...]
+    ) -> tuple[str, tuple[DiskTarget, ...]]:
         late.append((self, command, spec, source))
         raise HypervisorUnavailable("The message is still on its way.")
 
