@@ -24,6 +24,8 @@ OP = "4f0c1d2e-0000-4000-8000-000000000001"
 MIB = 1 << 20
 LOAD_MIB = 64
 READ_BYTES = 256 << 10
+DISKS_MOST = 16
+"""Of a VM."""
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ async def receive(reader: asyncio.StreamReader) -> bytes:
     return b"".join(parts)
 
 
-async def test_bytes_go_both_ways_at_once_unchanged_in_both_streams(rig: TunnelRig) -> None:
-    """One wrong byte in guest memory is a corrupt guest."""
+async def test_bytes_go_both_ways_at_once_unchanged_in_every_stream(rig: TunnelRig) -> None:
+    """One wrong byte in guest memory, or on a disk, is a corrupt guest."""
     there, back = load(b"there"), load(b"back")
     received: list[bytes] = []
 
@@ -77,10 +79,30 @@ async def test_bytes_go_both_ways_at_once_unchanged_in_both_streams(rig: TunnelR
 
     sockets = await opened(rig)
     qemu = rig.serving(rig.destination_directory / f"{OP}.qemu", service)
-    async with rig.serving(rig.libvirt_path, service), qemu, asyncio.TaskGroup() as group:
-        uses = [group.create_task(use(path), name=path) for path in (sockets.libvirt, sockets.qemu)]
-    assert [one.result() == back for one in uses] == [True, True]
-    assert [one == there for one in received] == [True, True]
+    disks = rig.serving(rig.destination_directory / f"{OP}.disks", service)
+    async with rig.serving(rig.libvirt_path, service), qemu, disks, asyncio.TaskGroup() as group:
+        uses = [group.create_task(use(path), name=path) for path in (sockets.libvirt, sockets.qemu, sockets.disks)]
+    assert [one.result() == back for one in uses] == [True, True, True]
+    assert [one == there for one in received] == [True, True, True]
+
+
+async def test_each_disk_has_a_connection_of_its_own_and_ends_where_the_disks_are(rig: TunnelRig) -> None:
+    """A disk that is written into the stream of memory, or a VM with many disks that cannot be copied."""
+    served = 0
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        writer.write(b"disk")
+        await reader.read()
+
+    sockets = await opened(rig)
+    async with rig.serving(rig.destination_directory / f"{OP}.disks", say):
+        connected = [await asyncio.open_unix_connection(sockets.disks) for _ in range(DISKS_MOST)]
+        assert [await reader.readexactly(4) for reader, _ in connected] == [b"disk"] * DISKS_MOST
+        for _, writer in connected:
+            writer.close()
+    assert served == DISKS_MOST
 
 
 async def test_an_end_of_one_direction_leaves_the_other_open(rig: TunnelRig) -> None:

@@ -41,6 +41,18 @@ async def test_pools_are_seen_alike_by_hosts_that_share_them_and_only_then(subje
 
 
 @pytest.mark.parametrize("image_format", ["qcow2", "raw"])
+async def test_the_size_of_a_volume_is_told_as_the_guest_sees_it_and_as_it_is_stored(subject: Subject, image_format: str) -> None:
+    """A copy into a file of another size, or one that is foretold to take no time."""
+    host = subject.hosts[0]
+    with pytest.raises(PoolMissing):
+        await host.size(SHARED, UID, image_format)
+    await host.ensure(empty(16, image_format=image_format))
+    size = await host.size(SHARED, UID, image_format)
+    assert size.size_bytes == 16 << 20
+    assert 0 <= size.allocated_bytes <= 16 << 20
+
+
+@pytest.mark.parametrize("image_format", ["qcow2", "raw"])
 async def test_a_volume_is_made_once_and_again_is_the_same(subject: Subject, image_format: str) -> None:
     """A repeat that made it anew would wipe a disk."""
     host = subject.hosts[0]

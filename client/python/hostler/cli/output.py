@@ -390,6 +390,8 @@ def _forecast(operation: "Operation") -> list[str]:
         ("time", f"at most {duration(told.seconds)}"),
         ("downtime", f"at most {told.downtime_ms} ms"),
     ]
+    if told.disk_bytes:
+        rows.insert(0, ("disks", f"{size(told.disk_bytes)} are copied along first"))
     return ["", *(line(row, (8, 0)) for row in rows)]
 
 

@@ -17,6 +17,13 @@ def test_an_idle_guest_takes_its_memory_over_the_link() -> None:
     assert (told.dirty_measured, told.bandwidth_known) == (True, True)
 
 
+def test_disks_that_are_copied_first_take_their_time_too() -> None:
+    """Hours of copying that a forecast of memory alone calls seconds."""
+    without, told = (forecast(4096, 2 * MIB, 0, Limits(200), disk) for disk in (0, 20_000 * MIB))
+    assert (told.seconds - without.seconds, told.disk_bytes) == (100, 20_000 * MIB)
+    assert told.downtime_ms > without.downtime_ms, "the last writes to the disk cross while the guest stands still"
+
+
 def test_a_busy_guest_is_foretold_its_throttle() -> None:
     """A promise that such a guest goes on at full speed."""
     told = forecast(512, 190 * MIB, 0, Limits(128))

@@ -6,7 +6,7 @@ import pytest
 
 from hostler.errors import Reason
 from hostler.model.migration_facts import GuestFacts, MigrationFacts, Reception
-from scheduler.core.migration_check import CERTIFICATE_LEAST_S, checks, refusal
+from scheduler.core.migration_check import CERTIFICATE_LEAST_S, CopiedVolume, checks, refusal
 
 VOLUMES = {"uid-1": "web-1-disk-0"}
 GUEST = GuestFacts("pc-q35-7.2", "<cpu/>", ("disk/virtio",))
@@ -54,6 +54,30 @@ def test_each_fact_fails_its_own_rule(source: MigrationFacts, destination: Migra
     failed = failing(source, destination)
     assert list(failed) == [name]
     assert says in failed[name]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "says"),
+    [
+        (SOURCE, DESTINATION, "has a file of web-1-disk-0 already"),
+        (replace(SOURCE, size_bytes={"uid-1": 65 << 20}), replace(DESTINATION, disks={"uid-1": ""}), "not of the size"),
+        (replace(SOURCE, disks={"uid-1": ""}), replace(DESTINATION, disks={"uid-1": ""}), "not the same file"),
+        (SOURCE, replace(DESTINATION, disks={"uid-1": ""}), ""),
+    ],
+)
+def test_a_disk_that_is_copied_along_has_to_be_at_the_source_alone(source: MigrationFacts, destination: MigrationFacts, says: str) -> None:
+    """A file that is written over, or a copy that QEMU refuses because the two are not of one size."""
+    source = replace(source, size_bytes=source.size_bytes or {"uid-1": 64 << 20})
+    (disks,) = [check for check in checks(source, destination, VOLUMES, {"uid-1": CopiedVolume(64, 4.0)}) if check.name == "disks"]
+    assert disks.ok is not bool(says)
+    assert says in disks.message
+
+
+def test_a_certificate_has_to_outlast_the_copy_of_the_disks_too() -> None:
+    """The stream of memory is opened when the disks are copied: hours later, for large ones."""
+    source, absent = replace(SOURCE, size_bytes={"uid-1": 1 << 40}), replace(DESTINATION, disks={"uid-1": ""})
+    failed = [check.name for check in checks(source, absent, VOLUMES, {"uid-1": CopiedVolume(1 << 20, 90_000.0)}) if not check.ok]
+    assert failed == ["certificates"]
 
 
 def test_a_newer_destination_is_fine() -> None:
