@@ -259,6 +259,9 @@ class Volumes(Protocol):
     async def remove(self, volume: VolumeSpec) -> None:
         """Remove its file for good; no error if it is gone, or never was. Raises PoolMissing."""
 
+    async def readmit(self, volume: VolumeSpec) -> None:
+        """One that was removed comes back to this pool with a copy of it: `ensure` makes its file again. Raises PoolMissing."""
+
     async def uids(self, pool_id: str) -> tuple[str, ...]:
         """The volumes whose files are there."""
 

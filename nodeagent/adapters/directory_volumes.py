@@ -167,6 +167,15 @@ class DirectoryVolumes:
 
         await pool.look(name, remove)
 
+    async def readmit(self, volume: VolumeSpec) -> None:
+        pool, name = self._pool(volume.pool_id), _file(volume.volume_uid, volume.format)
+
+        def readmit() -> None:
+            pool.identity()
+            pool_directory.readmit(pool.root, name)
+
+        await pool.look(name, readmit)
+
     async def uids(self, pool_id: str) -> tuple[str, ...]:
         pool = self._pool(pool_id)
 

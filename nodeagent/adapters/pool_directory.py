@@ -233,6 +233,16 @@ def remove_volume(root: Path, name: str) -> None:
     _unlink(root, name)
 
 
+def readmit(root: Path, name: str) -> None:
+    """Its removal is forgotten."""
+    with _subfolder(root, REMOVED) as removed:
+        try:
+            os.unlink(name, dir_fd=removed.fileno())
+        except FileNotFoundError:
+            return
+        os.fsync(removed.fileno())
+
+
 def was_removed(root: Path, name: str) -> bool:
     with _subfolder(root, REMOVED) as removed:
         try:

@@ -39,6 +39,9 @@ class SimVolumes:
         file_system.removed.add(name)
         file_system.files.pop(name, None)
 
+    async def readmit(self, volume: VolumeSpec) -> None:
+        self._pool(volume.pool_id).removed.discard(_file(volume.volume_uid, volume.format))
+
     async def uids(self, pool_id: str) -> tuple[str, ...]:
         names = sorted(name.removeprefix(VOLUMES) for name in self._pool(pool_id).files if name.startswith(VOLUMES))
         return tuple(name.rpartition(".")[0] for name in names)

@@ -107,6 +107,7 @@ class IncomingHandoffs:
                 prepared = Incoming(command.operation_id, spec.vm_uid, source_node_id, command.epoch, Stage.PREPARED, copied=copied)
                 await self._state.keep_incoming(prepared)
             for volume in copied:
+                await self._volumes.readmit(volume)
                 await self._volumes.ensure(volume)
             return await self._tunnel.open_incoming(command.operation_id, source_node_id), disks
 

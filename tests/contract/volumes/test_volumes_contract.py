@@ -40,6 +40,18 @@ async def test_pools_are_seen_alike_by_hosts_that_share_them_and_only_then(subje
     assert all(pool.ofd_locks for pool in first.values())
 
 
+async def test_a_volume_that_was_removed_comes_back_only_if_it_is_asked_for(subject: Subject) -> None:
+    """A VM that can never come back to a node with its local disk, or a late request that makes a removed one anew."""
+    host = subject.hosts[0]
+    await host.ensure(empty())
+    await host.remove(empty())
+    with pytest.raises(VolumeRemoved):
+        await host.ensure(empty())
+    await host.readmit(empty())
+    await host.readmit(empty())
+    assert await host.ensure(empty()) == 16
+
+
 @pytest.mark.parametrize("image_format", ["qcow2", "raw"])
 async def test_the_size_of_a_volume_is_told_as_the_guest_sees_it_and_as_it_is_stored(subject: Subject, image_format: str) -> None:
     """A copy into a file of another size, or one that is foretold to take no time."""
