@@ -219,8 +219,8 @@ def abort_handoff(state: ClusterState, operation_id: str, come_from: str, error:
 
 
 def finish_abort(state: ClusterState, operation_id: str, source_lives: bool, by: By, *, unasked: bool = False) -> Transaction | None:
-    """Both ends are clean: the destination's claim goes, the VM is free again, where it was. `unasked`: the destination is, or was, fenced; what
-    the copy has left on it is owed."""
+    """Both ends are clean: the destination's claim goes, the VM is free again, where it was. `unasked`: the destination is fenced, and what the
+    copy has left on it is owed."""
     kept = in_phase(state, operation_id, ABORTING)
     if kept is None or kept.record.migration is None or kept.record.error is None:
         return None

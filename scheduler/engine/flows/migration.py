@@ -10,7 +10,6 @@ from hostler.errors import FailedPrecondition, HostlerError
 from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.journal import stop_error
 from hostler.model.owner import OwnerState
-from scheduler.core.fenced import is_fenced
 from scheduler.core.local_disks import copy_s, empty_file, local_volumes
 from scheduler.core.migration_check import refusal
 from scheduler.core.pool_locks import locked_between
@@ -271,9 +270,8 @@ async def _abort_with(run: Run, error: StoredError) -> None:
 
 async def _clean_up(run: Run, migration: Migration) -> None:
     """After the abort: the destination's copy is destroyed, the source's goes on; paused, if somebody has paused it. An answer in doubt is no end."""
-    unasked = is_fenced(run.state, migration.destination_node_id)
     await run.nodes.abort_incoming(migration.destination_node_id, run.order())
-    unasked = unasked or is_fenced(run.state, migration.destination_node_id)
+    unasked = migration.destination_node_id in run.nodes.proofs
     source = await run.nodes.abort_outgoing(migration.source_node_id, run.order())
     if source.stage is not Stage.ABORTED:
         raise NodeUnreachable(f"{migration.source_node_id}: the source is {source.stage.value.lower()}")
