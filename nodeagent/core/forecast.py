@@ -21,7 +21,7 @@ PASSES = 60
 HANDOFF_MS = 150
 """What the handoff adds to the rest of the copy: freeze, look, commit, resume; 60-250 ms were measured."""
 DRAIN_MS = 150
-"""What the last writes to a disk that is copied along add to it: 110-330 ms were measured."""
+"""What the last writes to a disk that is copied along add to it: 35-420 ms were measured."""
 
 
 def forecast(memory_mib: int, dirty_bytes_per_s: int | None, seen_bytes_per_s: int, limits: Limits, disk_bytes: int = 0) -> Forecast:

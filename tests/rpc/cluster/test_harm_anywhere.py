@@ -111,7 +111,7 @@ def left_over(cluster: DevCluster) -> list[str]:
         found += [f"{node_id} has {uid}" for uid in host.domains]
         found += [f"{pool_id} has {path}" for pool_id, pool in host.pools.items() for path in pool.files if path.startswith("volumes/")]
         for file in (cluster.directory / "state" / node_id).glob("*/*"):
-            # A handoff that has ended is kept for a while to answer repeats, the rank of a VM that is gone to refuse what comes late; they hold nothing.
+            # An ended handoff is kept for a while to answer repeats, the rank of a VM that is gone to refuse what comes late; neither holds anything.
             if file.parent.name != "gone" and json.loads(file.read_bytes()).get("stage") not in ("FINISHED", "ABORTED"):
                 found.append(f"{node_id} keeps {file}")
     return found
