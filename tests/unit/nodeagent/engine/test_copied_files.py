@@ -41,6 +41,9 @@ class Says:
     async def owner(self, vm_uid: str) -> OwnerRead | None:
         return None if self.now is None else OwnerRead(vm_uid, self.now, 7, 7)
 
+    async def await_commit(self, vm_uid: str, operation_id: str) -> OwnerRead | None:
+        raise NotImplementedError
+
     async def commit_handoff(self, vm_uid: str, operation_id: str, owner_revision: int) -> OwnerRead:
         raise NotImplementedError
 
