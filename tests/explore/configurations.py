@@ -27,7 +27,7 @@ HOLDS: Mapping[str, Configuration] = {
     "libvirt-fails": Configuration(Rules(), Budget(libvirt=1)),
     "process-dies": Configuration(Rules(), Budget(deaths=1)),
     "cancelled": Configuration(Rules(), Budget(cancels=1)),
-    "cancelled-again": Configuration(Rules(), Budget(cancels=1, migrations=2)),
+    "cancelled-again": Configuration(Rules(), Budget(cancels=1, moves=(1, 1))),
     "scheduler-killed-cancelled": Configuration(Rules(), Budget(schedulers=1, cancels=1)),
     "message-late-cancelled": Configuration(Rules(), Budget(messages=1, cancels=1)),
     "libvirt-fails-cancelled": Configuration(Rules(), Budget(libvirt=1, cancels=1)),
@@ -38,8 +38,8 @@ HOLDS: Mapping[str, Configuration] = {
     "lockless-libvirt-fails": Configuration(_LOCKLESS, Budget(libvirt=1)),
     "lockless-process-dies": Configuration(_LOCKLESS, Budget(deaths=1)),
     "power-lost-for-good": Configuration(Rules(), Budget(power=1, fences=1, starts=1, stays_off=1)),
-    "wrong-fence-start-in-hand": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=2, migrations=0)),
-    "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, migrations=2)),
+    "wrong-fence-start-in-hand": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True)),
+    "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, moves=(1, 1))),
 }
 
 LARGE: Mapping[str, Configuration] = {

@@ -122,17 +122,17 @@ def _same_epoch(state: ClusterState, request: Request, vm_id: str, etag: str, po
 REDUNDANT: Mapping[str, Configuration] = {
     "commit-by-operation": Configuration(
         Rules(commit_handoff=_commit_by_operation),
-        Budget(agents=1, migrations=2),
+        Budget(agents=1, moves=(1, 1)),
         why="the operation alone is compared: redundant while nothing else changes the record during a handoff",
     ),
     "start-elsewhere-same-epoch": Configuration(
         Rules(locks_bar=True, start_vm=_same_epoch),
-        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
         why="a start elsewhere takes no epoch of its own: redundant, since the start takes one before anything executes",
     ),
     "start-reads-once": Configuration(
         Rules(locks_bar=True, start_reads_again=False),
-        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
         why="the record is not read again after the domain exists: redundant here, since a fenced host waits for a start in its agent's hands",
     ),
 }
@@ -141,7 +141,7 @@ REDUNDANT: Mapping[str, Configuration] = {
 MUTATIONS: Mapping[str, Configuration] = {
     "commit-unguarded": Configuration(Rules(commit_handoff=_unguarded_commit), Budget(agents=1), "I7", "the store compares nothing"),
     "commit-whatever": Configuration(
-        Rules(commit_handoff=_commit_of_whatever_is_there), Budget(agents=1, migrations=2), "I7", "neither revision nor operation compared"
+        Rules(commit_handoff=_commit_of_whatever_is_there), Budget(agents=1, moves=(1, 1)), "I7", "neither revision nor operation compared"
     ),
     "no-freeze": Configuration(Rules(next_act=_no_freeze), Budget(libvirt=1), "I7", "inspected while it can run on"),
     "no-inspection": Configuration(Rules(next_act=_no_inspection), Budget(libvirt=1), "I2", "an event instead of the locks"),
@@ -190,19 +190,19 @@ MUTATIONS: Mapping[str, Configuration] = {
     ),
     "fence-start-in-hand": Configuration(
         Rules(locks_bar=True, laying_ends_all=False),
-        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
         "I7: what was started on n1",
         "a start that was in the agent's hands is not waited for",
     ),
     "fence-start-taken-in": Configuration(
         Rules(locks_bar=True, laying_refuses=False),
-        Budget(agents=1, wrong_fences=1, starts=2, migrations=0),
+        Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
         "I7: what was started on n1",
         "a start that comes while the host is being laid down is begun",
     ),
     "fence-forgets-once": Configuration(
         Rules(locks_bar=True, laying_forgets_last=False),
-        Budget(agents=1, wrong_fences=1, starts=1, migrations=0),
+        Budget(agents=1, wrong_fences=1, starts=1, moves=(), off=True),
         "limbo",
         "what is started elsewhere just before its host is heard stays charged there",
     ),

@@ -14,6 +14,7 @@ from hostler.model.quantities import CPU_MILLI, memory_key
 from nodeagent.core.definitions import Outgoing
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
 from scheduler.core.accept import Accepted
+from scheduler.core.cold_steps import abort_cold, change_owner, finish_cold, finish_cold_abort
 from scheduler.core.decide_fence import fence_node, finish_fence, stop_vms
 from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_nodes import register, take_status
@@ -24,6 +25,7 @@ from scheduler.core.state import ClusterState, Kept
 from scheduler.core.steps import (
     COMMITTED,
     COPYING,
+    DEFINED,
     DESTINATION_READY,
     RESERVED,
     ROLLBACK,
@@ -43,13 +45,13 @@ from scheduler.core.view import Health
 from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.mirror import Mirror
 from scheduler.ports import Departure, NodeGateway, Order
-from tests.explore.world import DESTINATION, OPERATIONS, REQUESTS, SOURCE, UID, VM, Ask, Decision, Store
+from tests.explore.world import NODES, OPERATIONS, REQUESTS, UID, VM, Ask, Decision, Store
 from tests.unit.scheduler.core.kept import GONE_WRONG, NAS
 
 BY = By("s1@1", 7)
 REPORTS = {
     node: NodeReport(node, {CPU_MILLI: 4000, memory_key(0): 4096}, {}, {}, {}, (NAS,), (), "TCG", "qemu", "1", "dac", 0, False, "")
-    for node in (SOURCE, DESTINATION)
+    for node in NODES
 }
 """As the nodes registered first."""
 
@@ -63,13 +65,13 @@ class _Seen:
 
 @lru_cache(maxsize=4096)
 def _gateway_answer(store: Store, node_id: str, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
-    """The coroutine runs without a loop: for a fenced node it awaits nobody; were it to ask, there is nobody to be asked."""
+    """What the gateway says; None to a ForgetVM. The coroutine runs without a loop: for a fenced node it awaits nobody; were it to ask, there is nobody to be asked."""
     nodes = store.state.nodes
     fenced = {**nodes, node_id: Kept(replace(nodes[node_id].record, state=NodeState.FENCED), nodes[node_id].revision)}
     gateway = FencedNodes(cast(NodeGateway, None), cast(Mirror, _Seen(replace(store.state, nodes=fenced))))
     order, domain = Order("", UID), store.vm.record.domain
     calls: dict[Ask, Coroutine[object, object, object]] = {
-        Ask.PREPARE: gateway.prepare_incoming(node_id, order, domain, SOURCE),
+        Ask.PREPARE: gateway.prepare_incoming(node_id, order, domain, NODES[0]),
         Ask.START: gateway.start_outgoing(node_id, order, Departure("", "", "", (), 0, 0)),
         Ask.FOLLOW: gateway.inspect_handoff(node_id, order),
         Ask.INSPECT_INCOMING: gateway.inspect_handoff(node_id, order),
@@ -78,6 +80,8 @@ def _gateway_answer(store: Store, node_id: str, ask: Ask) -> HandoffReport | VMS
         Ask.LOST_OUTGOING: gateway.finish_outgoing(node_id, order),
         Ask.ABORT_INCOMING: gateway.abort_incoming(node_id, order),
         Ask.ABORT_OUTGOING: gateway.abort_outgoing(node_id, order),
+        Ask.INSPECT_COLD: gateway.inspect_handoff(node_id, order),
+        Ask.FORGET: gateway.forget(node_id, order),
         Ask.DEFINE: gateway.define(node_id, order, domain),
         Ask.START_VM: gateway.start(node_id, order),
         Ask.STOP_VM: gateway.stop(node_id, order, 0),
@@ -86,9 +90,9 @@ def _gateway_answer(store: Store, node_id: str, ask: Ask) -> HandoffReport | VMS
         calls[ask].send(None)
     except StopIteration as answered:
         answer = answered.value
-        if not isinstance(answer, HandoffReport | VMStatus):
-            raise RuntimeError(f"{ask} was answered {answer!r}") from None
-        return answer
+        if answer is None or isinstance(answer, HandoffReport | VMStatus):
+            return answer
+        raise RuntimeError(f"{ask} was answered {answer!r}") from None
     except HostlerError as refusal:
         return refusal
     finally:
@@ -114,6 +118,7 @@ class Rules:
     commit_handoff: Callable[[ClusterState, str, str, int], Transaction | None] = commit_handoff
     start_vm: Callable[[ClusterState, Request, str, str, Policy], Accepted] = start_vm
     register: Callable[[ClusterState, NodeReport, str, str, bool], tuple[NodeRecord, Transaction | None]] = register
+    change_owner: Callable[[ClusterState, str, int, By], Transaction | None] = change_owner
     stop_vms: Callable[[ClusterState, str], Transaction | None] = stop_vms
     lockless: bool = False
     locks_bar: bool = False
@@ -125,6 +130,10 @@ class Rules:
     """An agent reads the owner record after the domain exists and before it executes."""
     lays_down: bool = True
     """A fenced host ends its guests before it is heard."""
+    epochs_judged: bool = True
+    """An agent refuses a command under an older epoch than it has seen."""
+    one_agent: bool = True
+    """An agent does not begin before the process in whose place it comes has ended."""
     silence_is_proof: bool = False
     """A node whose agent is gone is answered for as if it were fenced."""
     laying_refuses: bool = True
@@ -134,9 +143,9 @@ class Rules:
     laying_ends_all: bool = True
     """It ends what is there once more under the VM's lock, after whatever start was in the agent's hands."""
 
-    def answers_for_fenced(self, store: Store, node_id: str, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
+    def answers_for_fenced(self, store: Store, node: int, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
         """What the scheduler's own gateway answers for a node that is fenced (or is taken for it)."""
-        return _gateway_answer(store, node_id, ask)
+        return _gateway_answer(store, NODES[node], ask)
 
     def decide(self, state: ClusterState, decision: Decision) -> Transaction | None:
         """The transaction that a driver's step (or a person) wants now; None: it wants nothing any more."""
@@ -144,7 +153,7 @@ class Rules:
         operation_id = OPERATIONS[op]
         match name:
             case "migrate":
-                return migrate_vm(state, REQUESTS[op], VM, "", DESTINATION, 0, SPREAD).transaction
+                return migrate_vm(state, REQUESTS[op], VM, "", argument, 0, SPREAD).transaction
             case "cancel":
                 return cancel(state, operation_id)
             case "ready":
@@ -163,6 +172,16 @@ class Rules:
             case "finish":
                 migration = state.operations[operation_id].record.migration
                 return None if migration is None else finish_migration(state, operation_id, migration, BY)
+            case "cold defined":
+                return enter_phase(state, operation_id, RESERVED, DEFINED, "", BY)
+            case "change owner":
+                return self.change_owner(state, operation_id, int(argument), BY)
+            case "abort cold":
+                return abort_cold(state, operation_id, GONE_WRONG, BY)
+            case "finish cold abort":
+                return finish_cold_abort(state, operation_id, BY)
+            case "finish cold":
+                return finish_cold(state, operation_id, BY)
             case "fence":
                 silent = replace(state, health={**state.health, argument: Health.SILENT})
                 return fence_node(silent, REQUESTS[op], argument, "").transaction

@@ -1,104 +1,114 @@
 """Breadth first over all moves: the first violation is the shortest story; then whether every state can still end well without another fault."""
 
+from array import array
 from collections import deque
 from dataclasses import dataclass
 
-from hostler.model.owner import OwnerState, may_run
-from nodeagent.core.observed import Power
+from hostler.model.owner import OwnerState
+from tests.explore.changes import may_execute
 from tests.explore.moves import Moves
 from tests.explore.rules import Rules
-from tests.explore.world import DESTINATION, OPERATIONS, SOURCE, VM, Budget, World, begin
+from tests.explore.world import NODES, OPERATIONS, VM, Budget, Has, World, begin
 
-MAX_STATES = 1_500_000
+MAX_STATES = 2_500_000
 """Some GiB of memory; a configuration that needs more is to be cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found. `violation` is empty if there is none; `story` leads to it; `states` are those that were told apart."""
+    """What a search found. `violation` is empty if there is none; `story` leads to it; `states` are those that were told apart.
+    `bounded`: the search was ended at its limit, and proves nothing beyond it."""
 
     states: int
     violation: str = ""
     story: tuple[str, ...] = ()
     last: World | None = None
+    bounded: bool = False
 
 
-def explore(rules: Rules, budget: Budget, max_states: int = MAX_STATES) -> Found:
-    """Raises RuntimeError if there are more than `max_states`: what was not searched proves nothing."""
+def explore(rules: Rules, budget: Budget, max_states: int = MAX_STATES, *, bound: bool = False) -> Found:
+    """Raises RuntimeError if there are more than `max_states`, for what was not searched proves nothing; with `bound`, says so in what it found
+    (and does not ask whether every state can end, since the ends may lie beyond)."""
     moves, first = Moves(rules), begin(budget)
-    epoch = first.store.owner.epoch
     worlds, places = [first], {first: 0}
-    came: list[tuple[int, str]] = [(0, "")]
-    before: list[list[int]] = [[]]
-    todo = deque([0])
-    while todo:
-        here = todo.popleft()
-        for move in moves(worlds[here]):
-            place = places.get(move.world)
-            if place is None:
-                if len(worlds) >= max_states:
+    parents = array("l", [0])
+    edges_from, edges_to = array("l"), array("l")
+    here = 0
+    while here < len(worlds):
+        world = worlds[here]
+        for move in moves(world):
+            place = places.setdefault(move.world, len(worlds))
+            if place == len(worlds):
+                if place >= max_states:
+                    if bound:
+                        return Found(place, bounded=True)
                     raise RuntimeError(f"more than {max_states} states")
-                place = places[move.world] = len(worlds)
                 worlds.append(move.world)
-                came.append((here, move.says))
-                before.append([])
-                todo.append(place)
-                if violation := broken(move.world, epoch):
-                    return Found(len(worlds), violation, _story(came, place), move.world)
+                parents.append(here)
+                if violation := broken(move.world, world):
+                    return Found(len(worlds), violation, _story(moves, worlds, parents, place), move.world)
             if not move.fault:
-                before[place].append(here)
-    stuck = _cannot_end(worlds, before)
+                edges_from.append(here)
+                edges_to.append(place)
+        here += 1
+    stuck = _cannot_end(worlds, edges_from, edges_to)
     if stuck is not None:
-        return Found(len(worlds), "limbo: no end can be reached from here", _story(came, stuck), worlds[stuck])
+        return Found(len(worlds), "limbo: no end can be reached from here", _story(moves, worlds, parents, stuck), worlds[stuck])
     return Found(len(worlds))
 
 
-def _story(came: list[tuple[int, str]], place: int) -> tuple[str, ...]:
+def _story(moves: Moves, worlds: list[World], parents: "array[int]", place: int) -> tuple[str, ...]:
     says: list[str] = []
     while place:
-        place, sentence = came[place]
-        says.append(sentence)
+        parent = parents[place]
+        says.append(next(move.says for move in moves(worlds[parent]) if move.world == worlds[place]))
+        place = parent
     return tuple(reversed(says))
 
 
-def _cannot_end(worlds: list[World], before: list[list[int]]) -> int | None:
+def _cannot_end(worlds: list[World], edges_from: "array[int]", edges_to: "array[int]") -> int | None:
     """The first state from which no end can be reached by moves that are no faults; None: there is none."""
-    good = [ended_well(world) for world in worlds]
+    good = bytearray(ended_well(world) for world in worlds)
+    starts = array("l", bytes(array("l").itemsize * (len(worlds) + 1)))
+    for place in edges_to:
+        starts[place + 1] += 1
+    for place in range(len(worlds)):
+        starts[place + 1] += starts[place]
+    before, filled = array("l", edges_from), array("l", starts)
+    for origin, place in zip(edges_from, edges_to, strict=True):
+        before[filled[place]] = origin
+        filled[place] += 1
     todo = deque(place for place, ends in enumerate(good) if ends)
     while todo:
-        for place in before[todo.popleft()]:
-            if not good[place]:
-                good[place] = True
-                todo.append(place)
+        place = todo.popleft()
+        for origin in before[starts[place] : starts[place + 1]]:
+            if not good[origin]:
+                good[origin] = True
+                todo.append(origin)
     return next((place for place, ends in enumerate(good) if not ends), None)
 
 
-def broken(world: World, epoch: int) -> str:
-    """The promise that this state breaks, or "". `epoch` is the source's, the destination's copy is of the next. What runs on a node that was
-    fenced all the same is promised nothing by the record: two that execute, or write, are still a violation."""
-    owner, process, arriving = world.store.owner, world.process, world.arriving
-    source_runs = process is not None and process.executes
-    copy_runs = arriving is not None and arriving.power is Power.RUNNING
-    started = [cold for cold in world.colds if cold.runs]
-    if source_runs + copy_runs + len(started) > 1:
+def broken(world: World, before: World) -> str:
+    """The promise that this state breaks, or "". What runs on a node that was fenced all the same is promised nothing by the record: two that
+    execute, or write, are still a violation."""
+    if world.store is not before.store and world.store.owner.epoch < before.store.owner.epoch:
+        return "I7: the epoch goes back"
+    running = [(node, host.domain) for node, host in enumerate(world.hosts) if host.domain is not None and host.domain.has is Has.RUNNING]
+    executing = [(node, domain) for node, domain in running if not domain.frozen]
+    if len(executing) > 1:
         return "I1: two copies execute"
-    if (copy_runs or started) and process is not None and process.can_write:
+    if len(running) > 1:
         return "I2: two processes can write the disk"
-    if copy_runs and arriving is not None and arriving.stale:
-        return "I8: stale memory was resumed"
     if world.wronged:
         return f"the owner's guest: {world.wronged}"
-    may_source = owner.node_id == SOURCE and owner.epoch == epoch and owner.state in (OwnerState.RUNNING, OwnerState.HANDOFF)
-    if source_runs and not may_source and not world.store.fenced(SOURCE):
-        return f"I7: the source executes, the owner record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
-    may_copy = owner.node_id == DESTINATION and owner.epoch == epoch + 1 and owner.state in (OwnerState.COMMITTED, OwnerState.RUNNING)
-    if copy_runs and not may_copy and not world.store.fenced(DESTINATION):
-        return f"I7: the copy executes, the owner record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
-    for cold in started:
-        if not may_run(owner, cold.node, cold.epoch) and not world.store.fenced(cold.node):
-            return (
-                f"I7: what was started on {cold.node} executes, the record says {owner.state.value} of {owner.node_id}, epoch {owner.epoch}"
-            )
+    for node, domain in executing:
+        if domain.stale:
+            return "I8: stale memory was resumed"
+        if not may_execute(world.store, node, domain) and not world.store.fenced(node):
+            what = "what was started" if domain.op < 0 else f"the copy that migration {domain.op + 1} brought"
+            owner = world.store.owner
+            says = f"the record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
+            return f"I7: {what}, epoch {domain.epoch}, executes on {NODES[node]}; {says}"
     return ""
 
 
@@ -111,19 +121,16 @@ def ended_well(world: World) -> bool:
         return False
     owner = store.owner
     claims = {node_id for node_id, vm_id in store.state.claims if vm_id == VM}
-    heard = {node for node in (SOURCE, DESTINATION) if node not in world.off and not (store.fenced(node) or node in world.unheard)}
-    defined = {node for node in heard if world.defined_under(node)}
-    if world.starting or world.laying or claims != {owner.node_id} or defined != claims & heard:
+    hosts = {NODES[node]: host for node, host in enumerate(world.hosts)}
+    heard = {name for node, (name, host) in enumerate(hosts.items()) if not (host.off or host.unheard or store.fenced(node))}
+    charged = {name for name in heard if hosts[name].epoch}
+    if any(host.starting is not None or host.laying is not None for host in world.hosts):
         return False
-    copies: dict[str, bool] = {}
-    if world.process is not None:
-        copies[SOURCE] = world.process.executes
-    if world.arriving is not None:
-        copies[DESTINATION] = world.arriving.power is Power.RUNNING
-    for cold in world.colds:
-        copies[cold.node] = cold.runs
+    if claims != {owner.node_id} or charged != claims & heard:
+        return False
+    copies = {name: host.domain.executes for name, host in hosts.items() if host.domain is not None}
     if owner.state is OwnerState.STOPPED:
-        return not copies and bool(store.vm.record.reason or world.budget.migrations == 0)
+        return not copies and bool(store.vm.record.reason or world.budget.off)
     if owner.state is not OwnerState.RUNNING or set(copies) - {owner.node_id}:
         return False
     return copies.get(owner.node_id, world.died)

@@ -1,11 +1,14 @@
-"""One moment of a handoff, as a value: the store's real records, one driver, two agents (what is on their disks, and what a crash loses), the
-hypervisor's work, the copies of one VM, the messages on their way, and what may still go wrong.
+"""One moment of a handoff, as a value: the store's real records, one driver, and of each host its agent (what is on its disk, and what a crash
+loses), its hypervisor's work and its copy of the VM; the messages on their way, and what may still go wrong.
 
-Hashable, so that a search knows where it has been. A store is kept once per content, as the bytes that etcd would hold; its decoded state with it.
+Hosts are alike: each may send the VM and receive it. Hashable and compared by content, so that a search knows where it has been. A store is kept
+once per content, as the bytes that etcd would hold, its decoded state with it. What no decision reads is left out of it: a key's revision is the
+number of times it was written, not that of the whole store, and an operation has no history. So orders of events that nobody can tell
+apart lead to one state.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace as changed
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -15,10 +18,10 @@ import msgspec
 from hostler.model.copy import Copy, Stage
 from hostler.model.owner import Owner, OwnerRead
 from nodeagent.core.definitions import Outgoing
-from nodeagent.core.observed import Locks, Power
+from nodeagent.core.observed import Locks
 from nodeagent.core.outgoing import Copying, Ending
 from scheduler.core.decide_fence import is_fenced
-from scheduler.core.records import OperationRecord, VMRecord
+from scheduler.core.records import OperationRecord, Record, VMRecord
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
 from scheduler.core.view import Health
@@ -26,31 +29,39 @@ from scheduler.engine.codec import decode, encode
 from scheduler.engine.mirror import put_record
 from tests.unit.scheduler.core.kept import Cluster, asked
 
-SOURCE, DESTINATION = "n1", "n2"
+NODES = ("n1", "n2", "n3")
+"""Everything below names a node by its place here."""
+
 VM, UID = "web", "uid-web"
-REQUESTS = (asked("migrate 1"), asked("migrate 2"), asked("fence n1"), asked("fence n2"), asked("start 1"), asked("start 2"))
+REQUESTS = tuple(asked(name) for name in ("migrate 1", "migrate 2", "fence n1", "fence n2", "fence n3", "start 1", "start 2"))
 """What may be asked for. Everything below names it by its place here."""
 
-MIGRATIONS, FENCES, STARTS = range(2), range(2, 4), range(4, 6)
+MIGRATIONS, FENCES, STARTS = range(2), range(2, 5), range(5, 7)
 """Their places: migrations and starts in the order in which they are asked for, fences by node."""
 
 OPERATIONS = tuple(request.operation_id for request in REQUESTS)
-HEALTH = {SOURCE: Health.READY, DESTINATION: Health.READY}
+HEALTH = dict.fromkeys(NODES, Health.READY)
+
+
+class Value(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
+    """Compared by content; copied and hashed by compiled code, which is most of what a search does."""
 
 
 class Store:
-    """What etcd holds: key, revision, value. Two with the same content are the same object."""
+    """What etcd holds: key, revision, value. Two with the same content are the same object. `gone`: revisions of keys that were removed."""
 
-    __slots__ = ("content", "state")
+    __slots__ = ("_gone", "content", "owner", "state", "vm")
     _known: "dict[bytes, Store]" = {}
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.state = _decoded(content)
+        self.state, self._gone = _decoded(content)
+        self.vm: Kept[VMRecord] = self.state.vms[VM]
+        self.owner: Owner = self.vm.record.owner
 
     @classmethod
-    def of(cls, state: ClusterState) -> "Store":
-        content = _encoded(state)
+    def of(cls, state: ClusterState, gone: Mapping[str, int]) -> "Store":
+        content = _encoded(state, gone)
         known = cls._known.get(content)
         if known is None:
             known = cls._known[content] = Store(content)
@@ -58,19 +69,20 @@ class Store:
 
     def write(self, transaction: Transaction) -> "Store | None":
         """The store after it; None: a guard is out of date, nothing is written."""
-        cluster = Cluster(_decoded(self.content))
-        return Store.of(cluster.state) if cluster.write(transaction) else None
+        state, gone = _decoded(self.content)
+        now = Cluster(state)
+        if any(now.revision_of(key) != revision for key, revision in transaction.guards.items()):
+            return None
+        for key, record in transaction.puts.items():
+            revision = max(now.revision_of(key), gone.pop(key, 0)) + 1
+            put_record(state, key, revision, _without_history(record))
+        for key in transaction.deletes:
+            gone[key] = now.revision_of(key)
+            put_record(state, key, 0, None)
+        return Store.of(state, gone)
 
-    @property
-    def vm(self) -> Kept[VMRecord]:
-        return self.state.vms[VM]
-
-    @property
-    def owner(self) -> Owner:
-        return self.vm.record.owner
-
-    def fenced(self, node_id: str) -> bool:
-        return is_fenced(self.state, node_id)
+    def fenced(self, node: int) -> bool:
+        return is_fenced(self.state, NODES[node])
 
     def read_owner(self) -> OwnerRead:
         """As GetOwner answers. `read_revision` decides nothing and is left out, so that equal records are equal reads."""
@@ -80,8 +92,19 @@ class Store:
         kept = self.state.operations.get(OPERATIONS[op])
         return None if kept is None else kept.record
 
+    def ends(self, op: int) -> tuple[int, int]:
+        """Source and destination of a migration."""
+        operation = self.operation(op)
+        if operation is None or operation.migration is None:
+            raise RuntimeError(f"operation {op} is no migration")
+        return NODES.index(operation.migration.source_node_id), NODES.index(operation.migration.destination_node_id)
 
-def _encoded(state: ClusterState) -> bytes:
+
+def _without_history(record: Record) -> Record:
+    return changed(record, phases=(), final_vm=None) if isinstance(record, OperationRecord) else record
+
+
+def _encoded(state: ClusterState, gone: Mapping[str, int]) -> bytes:
     rows: list[tuple[str, int, msgspec.Raw]] = []
     tables: dict[str, Mapping[str, Kept[Any]]] = {
         "node": state.nodes,
@@ -95,15 +118,15 @@ def _encoded(state: ClusterState) -> bytes:
     for kind, table in tables.items():
         for name, kept in sorted(table.items()):
             rows.append((f"/hostler/state/{kind}/{name}", kept.revision, msgspec.Raw(encode(kept.record))))
-    return msgspec.json.encode((state.revision, rows))
+    return msgspec.json.encode((sorted(gone.items()), rows))
 
 
-def _decoded(content: bytes) -> ClusterState:
-    revision, rows = msgspec.json.decode(content, type=tuple[int, list[tuple[str, int, msgspec.Raw]]])
-    state = ClusterState(revision=revision, health=HEALTH)
+def _decoded(content: bytes) -> tuple[ClusterState, dict[str, int]]:
+    gone, rows = msgspec.json.decode(content, type=tuple[list[tuple[str, int]], list[tuple[str, int, msgspec.Raw]]])
+    state = ClusterState(health=HEALTH)
     for key, mod_revision, value in rows:
         put_record(state, key, mod_revision, decode(key, bytes(value)))
-    return state
+    return state, dict(gone)
 
 
 class Phase(StrEnum):
@@ -123,44 +146,52 @@ class Phase(StrEnum):
     """Taken for a failure: the source is to run on, as soon as it answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A migration in the hypervisor. `tunnel`: it still reaches the other side."""
+class Job(Value, frozen=True):
+    """A migration in the hypervisor of the source. `tunnel`: it still reaches the other side."""
 
     op: int
+    to: int
     phase: Phase
     tunnel: bool = True
     stopped: bool = False
     """It has been asked to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """The source's QEMU: RUNNING, PAUSED (images still open for writing) or SWITCHED (images inactive). `frozen`: by a signal."""
+class Has(StrEnum):
+    """What a QEMU is doing."""
 
-    power: Power = Power.RUNNING
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    """Started and not let run yet; its images are open for writing."""
+    SWITCHED = "SWITCHED"
+    """Migrated away as far as it knows; its images are inactive."""
+    INCOMING = "INCOMING"
+    ARRIVED = "ARRIVED"
+    """A complete copy that was never let run; its images are inactive."""
+
+
+class Domain(Value, frozen=True):
+    """A QEMU with the VM in it. `op`: the migration that brought it, -1: it was started here. `frozen`: by a signal. `stale`: another copy has
+    executed since its memory was current."""
+
+    epoch: int
+    has: Has = Has.RUNNING
+    op: int = -1
     frozen: bool = False
+    stale: bool = False
 
     @property
     def executes(self) -> bool:
-        return self.power is Power.RUNNING and not self.frozen
+        return self.has is Has.RUNNING and not self.frozen
 
     @property
-    def can_write(self) -> bool:
-        return self.power is not Power.SWITCHED
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """The destination's QEMU, made by `op`. `stale`: the source has executed since its memory was taken."""
-
-    op: int
-    power: Power = Power.INCOMING
-    stale: bool = False
+    def locks(self) -> bool:
+        """Whether it holds the disk's lock."""
+        return self.has is Has.RUNNING or self.has is Has.PAUSED
 
 
 class Event(StrEnum):
-    """What the hypervisor says to the source's agent, in order."""
+    """What the hypervisor says to its agent, in order."""
 
     SWITCHED = "SWITCHED"
     RESUMED = "RESUMED"
@@ -168,11 +199,11 @@ class Event(StrEnum):
     ENDED = "ENDED"
 
 
-@dataclass(frozen=True, slots=True)
-class Handoff:
+class Handoff(Value, frozen=True):
     """What of an Outgoing record changes; on the source's disk."""
 
     op: int
+    to: int
     epoch: int
     revision: int
     stage: Stage
@@ -185,14 +216,15 @@ class Handoff:
 
 @lru_cache(maxsize=4096)
 def _outgoing(handoff: Handoff) -> Outgoing:
+    to = NODES[handoff.to]
     return Outgoing(
         OPERATIONS[handoff.op],
         UID,
         handoff.epoch,
         handoff.revision,
-        DESTINATION,
-        f"{DESTINATION}:7500",
-        f"{DESTINATION}:9000",
+        to,
+        f"{to}:7500",
+        f"{to}:9000",
         (),
         0,
         handoff.stage,
@@ -212,8 +244,7 @@ class At(StrEnum):
     """The definition is dropped, the journal does not say FINISHED yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drive:
+class Drive(Value, frozen=True):
     """One `_Run` of the source's engine: lost with the agent's process."""
 
     op: int
@@ -228,9 +259,8 @@ class Drive:
     """What `copying` was when the look at the copy began."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What the source's agent knows by having been there: its runs, and what its observer saw. `events`: said, and not heard yet."""
+class Memory(Value, frozen=True):
+    """What an agent knows of what leaves by having been there: its runs, and what its observer saw. `events`: said, and not heard yet."""
 
     drives: tuple[Drive, ...] = ()
     switched: bool = False
@@ -264,6 +294,8 @@ class Ask(StrEnum):
     ABORT_INCOMING = "AbortIncoming"
     ABORT_OUTGOING = "AbortOutgoing"
     FOLLOW = "InspectHandoff while it copies"
+    INSPECT_COLD = "InspectHandoff of a VM that is off"
+    FORGET = "ForgetVM"
     DEFINE = "DefineVM"
     START_VM = "StartVM"
     STOP_VM = "StopVM"
@@ -274,41 +306,31 @@ class Ask(StrEnum):
     STEP_WRITE = "a step's transaction"
 
 
-ASKED_OF = {
-    Ask.PREPARE: DESTINATION,
-    Ask.FINISH_INCOMING: DESTINATION,
-    Ask.INSPECT_INCOMING: DESTINATION,
-    Ask.ABORT_INCOMING: DESTINATION,
-    Ask.START: SOURCE,
-    Ask.FOLLOW: SOURCE,
-    Ask.FINISH_OUTGOING: SOURCE,
-    Ask.LOST_OUTGOING: SOURCE,
-    Ask.ABORT_OUTGOING: SOURCE,
-}
-"""Whom the driver of a migration asks."""
+OF_DESTINATION = frozenset({Ask.PREPARE, Ask.FINISH_INCOMING, Ask.INSPECT_INCOMING, Ask.ABORT_INCOMING})
+OF_SOURCE = frozenset({Ask.START, Ask.FOLLOW, Ask.FINISH_OUTGOING, Ask.LOST_OUTGOING, Ask.ABORT_OUTGOING})
+"""Whom the driver of a live migration asks."""
 
+NOBODY = -1
 
 Decision = tuple[str, int, str]
 """A transaction to be decided on: its name, the operation, and one argument."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """On its way. `call`: which try of the driver waits for the answer. `seen`: the store that a transaction was decided on."""
+class Message(Value, frozen=True):
+    """On its way to `node`. `late`: 0 while its sender waits for the answer, afterwards told apart from its equals by this number.
+    `seen`: the store that a transaction was decided on."""
 
     ask: Ask
     op: int
-    call: int = -1
+    node: int = NOBODY
+    late: int = 0
     epoch: int = 0
     revision: int = 0
     decision: Decision = ("", 0, "")
     seen: Store | None = None
-    node: str = ""
-    """The addressee, where the question does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Value, frozen=True):
     """A command in the destination agent's hands."""
 
     doing: Doing
@@ -316,26 +338,16 @@ class Task:
     epoch: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Driver:
+class Driver(Value, frozen=True):
     """The leading replica's memory of one operation. At most one of: a call it waits for, a transaction to decide on, one decided on."""
 
     op: int = -1
     asked: Ask | None = None
+    node: int = NOBODY
+    """Who was asked."""
     follows: bool = False
     decision: Decision | None = None
     seen: Store | None = None
-    node: str = ""
-    """Who was asked, where the question does not tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cold:
-    """A copy that a StartVM made: paused, or running."""
-
-    node: str
-    epoch: int
-    runs: bool = False
 
 
 class Step(StrEnum):
@@ -351,120 +363,141 @@ class Step(StrEnum):
     FORGET = "FORGET"
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
+class Starting(Value, frozen=True):
     """A StartVM in an agent's hands, under the VM's lock."""
 
-    node: str
     step: Step
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What may still go wrong, and what people may still ask for."""
+class Zombie(Value, frozen=True):
+    """An agent's process that was stopped by a signal, and may wake beside the one that was started in its place."""
 
-    agents: int = 0
-    schedulers: int = 0
-    messages: int = 0
-    libvirt: int = 0
-    deaths: int = 0
-    cancels: int = 0
-    migrations: int = 1
-    power: int = 0
-    """Hosts that may lose their power."""
-    fences: int = 0
-    """Nodes that a person may fence: rightly, while they are off or their agent has not been heard since."""
-    wrong_fences: int = 0
-    """Nodes that a person may fence while their agent alone is gone."""
-    starts: int = 0
-    stays_off: int = 0
-    """1: a host that lost its power does not come back."""
+    memory: Memory
+    task: Task | None
+    starting: Starting | None
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """Everything."""
+class Host(Value, frozen=True):
+    """One host. `up`: its agent's process is there. On the agent's disk: `epoch` of its definition (0: it has none), `incoming` (that definition
+    is of a copy on its way), `handoffs`, `arrivals`. Lost with the process: `memory`, `task`, `starting`, `laying`, `listening`."""
 
-    store: Store
-    budget: Budget
-    driver: Driver | None = Driver()
-    call: int = 0
-    net: frozenset[Message] = frozenset()
-    source: Memory | None = Memory()
+    up: bool = True
+    memory: Memory = Memory()
+    epoch: int = 0
+    incoming: bool = False
     handoffs: tuple[Handoff, ...] = ()
-    source_epoch: int = 1
-    """Of the source's definition; 0: it has none."""
-    process: Process | None = Process()
+    arrivals: tuple[tuple[int, Stage], ...] = ()
+    domain: Domain | None = None
     record: Ending = Ending.UNTOLD
+    """What libvirt has written down of the domain's end since the last copy began."""
     job: Job | None = None
-    destination: bool = True
-    """Its agent is up."""
-    incoming: tuple[tuple[int, Stage], ...] = ()
-    task: Task | None = None
     listening: frozenset[int] = frozenset()
-    """Migrations for which the destination's end of the tunnel is open."""
-    destination_epoch: int = 0
-    """Of the destination's definition; 0: it has none."""
-    taken: bool = False
-    """The destination's definition is its own, not that of a copy on its way."""
-    arriving: Arriving | None = None
-    died: bool = False
-    """A copy ended by itself."""
-    off: frozenset[str] = frozenset()
-    """Nodes without power."""
-    unheard: frozenset[str] = frozenset()
-    """Nodes that have power again, and have not registered since."""
-    colds: tuple[Cold, ...] = ()
-    """At most one on a node."""
-    starting: tuple[Starting, ...] = ()
-    laying: tuple[tuple[str, Step], ...] = ()
-    """Nodes whose agent is laying down what it has."""
-    wronged: str = ""
-    """A guest that its record let run, and that Hostler ended all the same: by whom."""
+    """Migrations for which this end of the tunnel is open."""
+    task: Task | None = None
+    starting: Starting | None = None
+    laying: Step | None = None
+    """The agent is laying down what it has."""
+    off: bool = False
+    """Without power."""
+    unheard: bool = False
+    """It has power again, and has not registered since."""
+    zombie: Zombie | None = None
 
-    def cold_at(self, node: str) -> Cold | None:
-        return next((cold for cold in self.colds if cold.node == node), None)
-
-    def without_cold(self, node: str) -> tuple[Cold, ...]:
-        return tuple(cold for cold in self.colds if cold.node != node)
-
-    def starting_at(self, node: str) -> Starting | None:
-        return next((starting for starting in self.starting if starting.node == node), None)
-
-    def agent_up(self, node: str) -> bool:
-        return self.source is not None if node == SOURCE else self.destination
-
-    def defined_under(self, node: str) -> int:
-        """The epoch of the node's definition; 0: it has none."""
-        return self.source_epoch if node == SOURCE else self.destination_epoch
-
-    def locked_against(self, node: str) -> bool:
-        """Whether a copy on another node holds the disk's lock."""
-        if self.without_cold(node):
-            return True
-        if node == SOURCE:
-            return self.arriving is not None and self.arriving.power is Power.RUNNING
-        return self.process is not None and self.process.can_write
+    @property
+    def busy(self) -> bool:
+        """The VM's lock is taken."""
+        return self.task is not None or self.starting is not None
 
     def handoff(self, op: int) -> Handoff | None:
         return next((handoff for handoff in self.handoffs if handoff.op == op), None)
 
     def stage_in(self, op: int) -> Stage | None:
-        return dict(self.incoming).get(op)
+        return next((stage for other, stage in self.arrivals if other == op), None)
+
+    def copy_of(self, op: int) -> Domain | None:
+        """The domain, if this migration brought it."""
+        return self.domain if self.domain is not None and self.domain.op == op else None
+
+
+class Budget(Value, frozen=True):
+    """How large the cluster is, what people may still ask for, and what may still go wrong."""
+
+    nodes: int = 2
+    moves: tuple[int, ...] = (1,)
+    """Where the next migrations go."""
+    off: bool = False
+    """The VM begins stopped, and moves cold."""
+    agents: int = 0
+    zombies: int = 0
+    """Agents that are stopped by a signal, taken for dead, and wake once more."""
+    schedulers: int = 0
+    sleepers: int = 0
+    """Replicas that stop between deciding to send a command and sending it, and wake when another drives."""
+    messages: int = 0
+    cuts: int = 0
+    """Links that break for a while."""
+    libvirt: int = 0
+    deaths: int = 0
+    cancels: int = 0
+    power: int = 0
+    """Hosts that may lose their power."""
+    fences: int = 0
+    """Nodes that a person may fence: rightly, while they are off or their agent has not been heard since."""
+    wrong_fences: int = 0
+    """Nodes that a person may fence while their agent alone is gone, or cut off."""
+    starts: int = 0
+    stays_off: int = 0
+    """1: a host that lost its power does not come back."""
+
+
+SCHEDULERS = -1
+"""As an end of a link."""
+
+Link = tuple[int, int]
+
+
+class World(Value, frozen=True):
+    """Everything."""
+
+    store: Store
+    budget: Budget
+    hosts: tuple[Host, ...]
+    driver: Driver | None = Driver()
+    net: frozenset[Message] = frozenset()
+    asleep: frozenset[Message] = frozenset()
+    """What a stopped replica will send when it wakes."""
+    cut: frozenset[Link] = frozenset()
+    died: bool = False
+    """A copy ended by itself."""
+    wronged: str = ""
+    """A guest that its record let run, and that Hostler ended all the same: by whom."""
+
+    def heard(self, node: int) -> bool:
+        """Whether the node and the schedulers reach each other."""
+        return not self.cut or (SCHEDULERS, node) not in self.cut
+
+    def linked(self, one: int, other: int) -> bool:
+        return not self.cut or (min(one, other), max(one, other)) not in self.cut
+
+    def locked_against(self, node: int) -> bool:
+        """Whether a copy on another node holds the disk's lock."""
+        return any(host.domain is not None and host.domain.locks for other, host in enumerate(self.hosts) if other != node)
 
 
 def begin(budget: Budget) -> World:
-    """One VM that runs on the first of two nodes (or is off there, if no migration may be asked for), its disk in a pool that both have."""
+    """One VM that runs on the first node, or is off there; its disk is in a pool that all have."""
     cluster = Cluster()
-    cluster.node(SOURCE)
-    if budget.migrations:
-        cluster.running(VM)
-    else:
+    cluster.node(NODES[0])
+    if budget.off:
         cluster.off(VM)
-    cluster.node(DESTINATION)
+    else:
+        cluster.running(VM)
+    for node in NODES[1 : budget.nodes]:
+        cluster.node(node)
     for operation_id in list(cluster.state.operations):
         del cluster.state.operations[operation_id]  # its creation is over, and retention has taken it
-    store = Store.of(cluster.state)
-    process = Process() if budget.migrations else None
-    return World(store, budget, source_epoch=max(store.owner.epoch, 1), process=process)
+    store = Store.of(cluster.state, {})
+    epoch = max(store.owner.epoch, 1)
+    first = Host(epoch=epoch, domain=None if budget.off else Domain(epoch))
+    return World(store, budget, (first, *(Host() for _ in NODES[1 : budget.nodes])))
