@@ -69,13 +69,16 @@ def asks_again(world: World, message: Message) -> World:
 
 
 def asks(world: World, op: int, ask: Ask, node: int | None = None) -> World:
-    """The driver sends it; what cannot arrive is lost."""
+    """The driver sends it; what cannot arrive is lost, and where the link is broken the call fails at once."""
     vm = world.store.vm
     if node is None:
         source, destination = world.store.ends(op)
         node = source if ask in OF_SOURCE else destination if ask in OF_DESTINATION else -1
     message = Message(ask, op, node, 0, vm.record.owner.epoch, vm.revision if ask in (Ask.START, Ask.INSPECT_COLD) else 0)
-    reaches = not world.hosts[node].off and not world.store.fenced(node) and world.heard(node)
+    fenced = world.store.fenced(node)
+    if not fenced and not world.heard(node):
+        return replace(world, driver=IDLE)
+    reaches = not world.hosts[node].off and not fenced
     return replace(world, driver=Driver(op, asked=ask, node=node), net=world.net | {message} if reaches else world.net)
 
 

@@ -130,13 +130,16 @@ def links(world: World) -> Iterator[Move]:
         if link not in world.cut:
             broken = spent(_broken(world, link), "cuts")
             yield Move(f"the link {_named(link)} breaks", broken, fault=True)
-            lost = frozenset(message for message in world.net if not _goes_through(world, message, link))
+            lost = frozenset([message for message in broken.net if not _goes_through(world, message, link)])
             if lost != broken.net:
                 yield Move(f"the link {_named(link)} breaks, and what was on its way is lost", replace(broken, net=lost), fault=True)
 
 
 def _broken(world: World, link: Link) -> World:
+    """Its connections break: a tunnel through it, and the call that the driver waits for; what was asked is asked again by whoever needs it."""
     after = replace(world, cut=world.cut | {link})
+    if after.driver is not None and after.driver.asked is not None and link == (SCHEDULERS, after.driver.node):
+        after = given_up(after)
     for op in MIGRATIONS:
         if any(host.job is not None and host.job.op == op and {here, host.job.to} == set(link) for here, host in enumerate(world.hosts)):
             after = cuts(after, op)

@@ -11,7 +11,7 @@ from tests.explore.world import Domain, Event, Has, Host, Job, Phase, World
 
 def hypervisor(world: World, node: int, host: Host, job: Job, *, arrives_paused: bool) -> Iterator[Move]:
     """What the job on this host does next, and how it may go wrong."""
-    there, domain = world.hosts[job.to], host.domain
+    there, domain = world.hosts[job.to], _moved(host, job)
     copy = there.copy_of(job.op)
     runs = domain is not None and domain.executes
     over = replace(host, job=None)
@@ -54,7 +54,8 @@ def hypervisor(world: World, node: int, host: Host, job: Job, *, arrives_paused:
                 lost = spent(placed(world, node, called(gone, Copying.FAILED)), "libvirt")
                 yield Move("libvirt ends the source, the call fails", lost, fault=True)
         case Phase.GOES_BACK if domain is None or not domain.frozen:
-            yield Move("libvirt lets the source run on, the call fails", placed(world, node, called(resumed(over), Copying.FAILED)))
+            after = over if domain is None else resumed(over)
+            yield Move("libvirt lets the source run on, the call fails", placed(world, node, called(after, Copying.FAILED)))
         case Phase.GOES_BACK:
             pass
     if world.budget.libvirt:
@@ -70,9 +71,15 @@ def _faults(world: World, node: int, host: Host, job: Job) -> Iterator[Move]:
         lost = placed(world, node, replace(host, job=replace(job, phase=Phase.GOES_BACK)))
         lost = copy_lost(lost, job.to, job.op) if job.phase is Phase.SWITCHED else lost
         yield Move("libvirt: its last answer is lost, taken for a failure", spent(lost, "libvirt"), fault=True)
-    if job.phase is Phase.GOES_BACK and host.domain is not None and not host.domain.frozen:
+    domain = _moved(host, job)
+    if job.phase is Phase.GOES_BACK and domain is not None and not domain.frozen:
         stays = placed(world, node, called(over, Copying.FAILED))
         yield Move("libvirt: the call fails and the source stays switched over", spent(stays, "libvirt"), fault=True)
     early = called(host, Copying.FAILED)
     if early is not host:
         yield Move("libvirt: the call fails while its work goes on", spent(placed(world, node, early), "libvirt"), fault=True)
+
+
+def _moved(host: Host, job: Job) -> Domain | None:
+    """The domain that the job is about; another may have come in its place."""
+    return host.domain if host.domain is not None and host.domain.epoch == job.epoch else None

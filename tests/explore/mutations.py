@@ -155,7 +155,7 @@ MUTATIONS: Mapping[str, Configuration] = {
     "doubt-ends-abort": Configuration(
         Rules(doubt_asks_again=False),
         Budget(libvirt=1),
-        "I7: the source executes, the owner record says STOPPED",
+        "I7: n1 executes what was started under epoch 2; the record says STOPPED",
         "the scheduler takes every answer of the source but RUNNING for a dead guest",
     ),
     "abort-forgotten": Configuration(
@@ -179,25 +179,25 @@ MUTATIONS: Mapping[str, Configuration] = {
     "fence-no-laying-down": Configuration(
         Rules(locks_bar=True, lays_down=False),
         Budget(agents=1, wrong_fences=1),
-        "I7: the source executes, the owner record says STOPPED",
+        "I7: n1 executes what was started under epoch 2; the record says STOPPED",
         "a fenced host is heard with its guests alive",
     ),
     "fence-register-at-once": Configuration(
         Rules(locks_bar=True, register=_register_at_once),
         Budget(agents=1, wrong_fences=1),
-        "I7: the source executes, the owner record says STOPPED",
+        "I7: n1 executes what was started under epoch 2; the record says STOPPED",
         "a fenced node's registration is taken as it comes",
     ),
     "fence-start-in-hand": Configuration(
         Rules(locks_bar=True, laying_ends_all=False),
         Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
-        "I7: what was started on n1",
+        "I7: n1 executes what was started",
         "a start that was in the agent's hands is not waited for",
     ),
     "fence-start-taken-in": Configuration(
         Rules(locks_bar=True, laying_refuses=False),
         Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
-        "I7: what was started on n1",
+        "I7: n1 executes what was started",
         "a start that comes while the host is being laid down is begun",
     ),
     "fence-forgets-once": Configuration(
@@ -215,7 +215,7 @@ MUTATIONS: Mapping[str, Configuration] = {
     "gone-if-silent": Configuration(
         Rules(silence_is_proof=True),
         Budget(agents=1),
-        "I7: the source executes, the owner record says STOPPED",
+        "I7: n1 executes what was started under epoch 2; the record says STOPPED",
         "a node whose agent is gone is answered for as if it were fenced",
     ),
 }

@@ -132,6 +132,8 @@ class Rules:
     """A fenced host ends its guests before it is heard."""
     epochs_judged: bool = True
     """An agent refuses a command under an older epoch than it has seen."""
+    let_go_heeded: bool = True
+    """A handoff that was ended with the others of its host (laid down, or forgotten) acts no more, whatever it has read before."""
     one_agent: bool = True
     """An agent does not begin before the process in whose place it comes has ended."""
     silence_is_proof: bool = False

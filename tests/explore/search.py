@@ -108,7 +108,7 @@ def broken(world: World, before: World) -> str:
             what = "what was started" if domain.op < 0 else f"the copy that migration {domain.op + 1} brought"
             owner = world.store.owner
             says = f"the record says {owner.state.value} of {owner.node_id} under epoch {owner.epoch}"
-            return f"I7: {what}, epoch {domain.epoch}, executes on {NODES[node]}; {says}"
+            return f"I7: {NODES[node]} executes {what} under epoch {domain.epoch}; {says}"
     return ""
 
 

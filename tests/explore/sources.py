@@ -100,6 +100,9 @@ class SourceMoves:
         def now(changed: Drive) -> World:
             return placed(world, node, driven(host, changed))
 
+        if handoff.stage in (Stage.FINISHED, Stage.ABORTED) and self._rules.let_go_heeded and drive.at is not At.ENDING:
+            yield Move(f"{who} was ended with the host's other handoffs, and lets go", _over(world, node, host, drive, handoff.stage))
+            return
         if drive.at is not At.ENDING and world.heard(node):
             read = world.store.read_owner()
             if drive.owner != read:
@@ -164,7 +167,7 @@ class SourceMoves:
                 copying = Copying.RUNNING if host.job is None else Copying.FAILED
                 begun = keeps(driven(host, replace(top, copying=copying)), replace(handoff, stage=Stage.COPYING, mark="0"))
                 if host.job is None:
-                    begun = replace(begun, job=Job(drive.op, handoff.to, Phase.ASKED), record=Ending.UNTOLD)
+                    begun = replace(begun, job=Job(drive.op, handoff.to, 0 if domain is None else domain.epoch, Phase.ASKED), record=Ending.UNTOLD)
                 after = now(begun)
             case Act.FREEZE:
                 blind = driven(host, replace(top, locks=None))

@@ -147,10 +147,11 @@ class Phase(StrEnum):
 
 
 class Job(Value, frozen=True):
-    """A migration in the hypervisor of the source. `tunnel`: it still reaches the other side."""
+    """A migration in the hypervisor of the source. `epoch`: of the domain that it moves; `tunnel`: it still reaches the other side."""
 
     op: int
     to: int
+    epoch: int
     phase: Phase
     tunnel: bool = True
     stopped: bool = False
