@@ -4,8 +4,11 @@ records and phases, one after the other.
 Names become places in the order in which they appear, epochs are counted from the first: nothing else of a recording is changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from msgspec import structs
 
 from hostler.model.owner import OwnerState
 from tests.explore.moves import Moves
@@ -13,10 +16,17 @@ from tests.explore.recorder import Recording, Seen
 from tests.explore.rules import Rules
 from tests.explore.world import MIGRATIONS, NODES, OPERATIONS, Budget, Store, World, begin
 
-FAULTS = Budget(agents=1, schedulers=1, messages=1, libvirt=1)
-"""What a recording may have met, if nobody says."""
-
 MAX_STATES = 400_000
+"""A history that needs more was given too many faults."""
+
+MET: Mapping[str, Budget] = {
+    "plain": Budget(),
+    "cancelled": Budget(cancels=1),
+    "driver-killed": Budget(schedulers=1),
+    "source-agent-killed": Budget(agents=1),
+    "destination-agent-killed": Budget(agents=1),
+}
+"""What each recording has met, by its file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ def judge(recording: Recording, budget: Budget, rules: Rules | None = None, max_
     """Depth first, so that a history that is known is found soon; one that is refused was searched for in every state that tells its beginning.
     Raises RuntimeError if those are more than `max_states`."""
     wanted = renamed(recording)
-    first = begin(replace_moves(budget, wanted))
+    first = begin(sized(budget, wanted))
     epoch = first.store.owner.epoch
     if shown(first.store, epoch) != wanted[0]:
         return Verdict(0, len(wanted), ())
@@ -123,16 +133,13 @@ def judge(recording: Recording, budget: Budget, rules: Rules | None = None, max_
     return Verdict(best[1], len(wanted), _story(moves, known, best))
 
 
-def replace_moves(budget: Budget, wanted: Sequence[Shown]) -> Budget:
+def sized(budget: Budget, wanted: Sequence[Shown]) -> Budget:
     """As many nodes as the recording names, and its migrations."""
     moves: list[int] = []
-    for before, after in zip(wanted, wanted[1:], strict=False):
+    for before, after in pairwise(wanted):
         if len(after.phases) > len(before.phases):
             moves.append(NODES.index(after.destination) if after.destination else 1)
-    import msgspec
-
-    nodes = 1 + max([1, *moves])
-    return msgspec.structs.replace(budget, nodes=nodes, moves=tuple(moves))
+    return structs.replace(budget, nodes=1 + max([1, *moves]), moves=tuple(moves))
 
 
 def _story(moves: Moves, known: dict[tuple[World, int], tuple[World, int] | None], place: tuple[World, int]) -> tuple[str, ...]:

@@ -74,12 +74,13 @@ def asks(world: World, op: int, ask: Ask, node: int | None = None) -> World:
     if node is None:
         source, destination = world.store.ends(op)
         node = source if ask in OF_SOURCE else destination if ask in OF_DESTINATION else -1
-    message = Message(ask, op, node, 0, vm.record.owner.epoch, vm.revision if ask in (Ask.START, Ask.INSPECT_COLD) else 0)
+    message = Message(
+        ask, op, node, 0, vm.record.owner.epoch, vm.revision if ask in (Ask.START, Ask.INSPECT_COLD) else 0, world.store.order(op)
+    )
     fenced = world.store.fenced(node)
-    if not fenced and not world.heard(node):
+    if not fenced and (world.hosts[node].dark or not world.heard(node)):
         return replace(world, driver=IDLE)
-    reaches = not world.hosts[node].off and not fenced
-    return replace(world, driver=Driver(op, asked=ask, node=node), net=world.net | {message} if reaches else world.net)
+    return replace(world, driver=Driver(op, asked=ask, node=node), net=world.net if fenced else world.net | {message})
 
 
 def given_up(world: World) -> World:
@@ -145,6 +146,25 @@ def forgetful(host: Host) -> Host:
 
 def defined(host: Host, epoch: int) -> Host:
     return replace(host, epoch=epoch, incoming=False)
+
+
+def buried(host: Host, epoch: int, order: int) -> Host:
+    """`HostState.bury`."""
+    return replace(host, gone=(epoch, order)) if order and (epoch, order) > host.gone else host
+
+
+def dropped(host: Host) -> Host:
+    """`HostState.drop_definition`."""
+    if not host.epoch:
+        return host
+    return buried(replace(host, epoch=0, incoming=False, order=0), host.epoch, host.order)
+
+
+def comes_late(host: Host, message: Message) -> bool:
+    """`engine.heeding`: a newer command about the VM was heard here."""
+    if host.epoch:
+        return message.epoch == host.epoch and message.order < host.order
+    return (message.epoch, message.order) < host.gone
 
 
 def driven(host: Host, drive: Drive) -> Host:

@@ -15,6 +15,8 @@ class Configuration:
     budget: Budget
     finds: str = ""
     why: str = ""
+    bound: int = 0
+    """States after which the search is ended, nearest first; 0: it is exhausted."""
 
 
 _LOCKLESS = Rules(lockless=True)
@@ -40,11 +42,28 @@ HOLDS: Mapping[str, Configuration] = {
     "power-lost-for-good": Configuration(Rules(), Budget(power=1, fences=1, starts=1, stays_off=1)),
     "wrong-fence-start-in-hand": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True)),
     "lockless-cancelled-again": Configuration(_LOCKLESS, Budget(cancels=1, moves=(1, 1))),
+    "there-and-back": Configuration(Rules(), Budget(moves=(1, 0))),
+    "link-cut": Configuration(Rules(), Budget(cuts=1)),
+    "lockless-link-cut": Configuration(_LOCKLESS, Budget(cuts=1)),
+    "link-cut-cancelled": Configuration(Rules(), Budget(cuts=1, cancels=1)),
+    "old-agent-wakes": Configuration(Rules(), Budget(zombies=1)),
+    "old-replica-sends-late": Configuration(Rules(), Budget(sleepers=1)),
+    "old-replica-sends-late-cancelled": Configuration(Rules(), Budget(sleepers=1, cancels=1)),
+    "third-node": Configuration(Rules(), Budget(nodes=3, moves=(1, 2))),
+    "cold-move": Configuration(Rules(), Budget(off=True, agents=1, cancels=1, starts=2)),
+    "cold-move-late": Configuration(Rules(), Budget(off=True, messages=1, cancels=1, starts=1)),
+    "cold-move-link-cut": Configuration(Rules(), Budget(off=True, cuts=1, cancels=1, starts=1)),
+    "cold-move-power-lost": Configuration(Rules(), Budget(off=True, power=1, fences=1, starts=1)),
+    "cold-move-to-a-third-node": Configuration(Rules(), Budget(off=True, nodes=3, moves=(1, 2), agents=1, cancels=1, starts=1)),
 }
 
 LARGE: Mapping[str, Configuration] = {
     "agents-killed-twice": Configuration(Rules(), Budget(agents=2)),
     "power-lost": Configuration(Rules(), Budget(power=1, fences=1, starts=1)),
     "wrong-fence": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=1)),
+    "third-node-cancelled": Configuration(Rules(), Budget(nodes=3, moves=(1, 2), cancels=1)),
+    "there-and-back-agent-killed": Configuration(Rules(), Budget(moves=(1, 0), agents=1)),
+    "link-cut-agent-killed": Configuration(Rules(), Budget(cuts=1, agents=1)),
+    "two-killed-and-a-link-cut": Configuration(Rules(), Budget(cuts=1, agents=1, schedulers=1), bound=1_500_000),
 }
-"""Exhausted in minutes rather than seconds: searched with ALL=1."""
+"""Exhausted in minutes rather than seconds: searched with ALL=1. Those with a bound are not exhausted, and say so."""

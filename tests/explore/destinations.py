@@ -13,6 +13,7 @@ from tests.explore.changes import (
     cuts,
     defined,
     destroyed,
+    dropped,
     forgetful,
     placed,
     resumed,
@@ -38,7 +39,7 @@ class DestinationMoves:
     def prepared(self, host: Host, message: Message, stage: Stage | None) -> Host:
         """H1."""
         if stage is None:
-            charged = replace(forgetful(destroyed(host)), epoch=message.epoch, incoming=True)
+            charged = replace(forgetful(destroyed(host)), epoch=message.epoch, incoming=True, order=message.order)
             host = replace(charged, arrivals=(*charged.arrivals, (message.op, Stage.PREPARED)))
         return replace(host, listening=host.listening | {message.op})
 
@@ -81,7 +82,7 @@ class DestinationMoves:
             case Doing.DESTROY:
                 yield Move(f"{name} destroys its copy", then(Doing.KEEP_ABORTED, host if mine is None else destroyed(host)))
             case Doing.KEEP_ABORTED:
-                kept = placed(world, node, replace(staged(idle, op, Stage.ABORTED), epoch=0, incoming=False))
+                kept = placed(world, node, dropped(staged(idle, op, Stage.ABORTED)))
                 yield Move(f"{name} writes down the abort", _answered(kept, message, Ask.ABORT_OUTGOING))
 
 

@@ -157,5 +157,3 @@ def _goes_through(world: World, message: Message, link: Link) -> bool:
 def _named(link: Link) -> str:
     one, other = link
     return f"between {'the schedulers' if one == SCHEDULERS else NODES[one]} and {NODES[other]}"
-
-

@@ -13,17 +13,19 @@ from msgspec.structs import replace
 from hostler.model.copy import Stage
 from hostler.model.owner import OwnerState, may_run
 from nodeagent.core.definitions import EpochVerdict, judge_epoch
-from nodeagent.core.outgoing import Ending
 from scheduler.core.steps import ABORTING, COMMITTED, ROLLBACK, STARTING
 from tests.explore.changes import (
     IDLE,
     Move,
     asks,
     asks_again,
+    buried,
+    comes_late,
     cuts,
     decides,
     defined,
     destroyed,
+    dropped,
     forgetful,
     gives,
     placed,
@@ -104,11 +106,10 @@ class HostMoves:
         decision = ("fence", FENCES[node], NODES[node])
         if world.store.operation(FENCES[node]) is not None or world.store.fenced(node):
             return
-        is_off = host.off or (host.unheard and not host.up)
-        if world.budget.fences and is_off and (after := self._write(world.store, decision)) is not None:
+        if world.budget.fences and host.dark and (after := self._write(world.store, decision)) is not None:
             yield Move(f"a person fences {NODES[node]}, which is off", spent(replace(world, store=after), "fences"))
         silent = not host.up or not world.heard(node)
-        if world.budget.wrong_fences and not is_off and silent and (after := self._write(world.store, decision)) is not None:
+        if world.budget.wrong_fences and not host.dark and silent and (after := self._write(world.store, decision)) is not None:
             fenced = spent(replace(world, store=after), "wrong_fences")
             why = "whose agent alone is gone" if not host.up else "which is cut off"
             yield Move(f"a person fences {NODES[node]}, {why}", fenced, fault=True)
@@ -194,11 +195,16 @@ class HostMoves:
         says = f"{NODES[node]} handles {message.ask} under epoch {message.epoch}"
         if host.laying is not None and self._rules.laying_refuses and message.ask is not Ask.STOP_VM:
             return Move(f"{says}: it was fenced", self.refused(world, message))
+        if host.epoch == 0 and message.ask is Ask.STOP_VM:
+            gone = placed(world, node, buried(host, message.epoch, message.order))
+            return Move(f"{says}: not defined", self.stopped(gone, message))
         if host.epoch == 0 and message.ask is not Ask.DEFINE:
             return Move(f"{says}: not defined", self.refused(world, message))
         if host.epoch and judge_epoch(host.epoch, message.epoch) is EpochVerdict.STALE and self._rules.epochs_judged:
             return Move(f"{says}: stale", self.refused(world, message))
-        host = defined(host, message.epoch)
+        if self._rules.ranks_heeded and comes_late(host, message):
+            return Move(f"{says}: it comes late", asks_again(world, message))
+        host = replace(defined(host, message.epoch), order=message.order)
         match message.ask:
             case Ask.DEFINE:
                 after = placed(world, node, host)
@@ -216,10 +222,13 @@ class HostMoves:
         node, host = message.node, world.hosts[message.node]
         says = f"{NODES[node]} handles {message.ask} under epoch {message.epoch}"
         if host.epoch == 0:
-            return Move(f"{says}: it knows of none", self.forgotten(world, message))
-        if judge_epoch(host.epoch, message.epoch) is EpochVerdict.STALE or host.domain is not None:
+            gone = placed(world, node, buried(host, message.epoch, message.order))
+            return Move(f"{says}: it knows of none", self.forgotten(gone, message))
+        late = self._rules.ranks_heeded and comes_late(host, message)
+        if late or judge_epoch(host.epoch, message.epoch) is EpochVerdict.STALE or host.domain is not None:
             return Move(f"{says}: refused", asks_again(world, message))
-        return Move(says, self.forgotten(placed(world, node, replace(_handoffs_ended(host), epoch=0, incoming=False)), message))
+        heard = replace(defined(host, message.epoch), order=message.order)
+        return Move(says, self.forgotten(placed(world, node, dropped(_handoffs_ended(heard))), message))
 
     def starts(self, world: World, node: int, host: Host) -> Iterator[Move]:
         """A StartVM in the agent's hands goes on."""
@@ -266,30 +275,30 @@ class HostMoves:
         if laying is Step.FORGET:
             over = replace(host, laying=None)
             if world.store.owner.node_id != name and self._rules.laying_forgets_last:
-                over = replace(over, epoch=0, incoming=False)
+                over = dropped(over)
             yield Move(f"{name}'s agent forgets what was started elsewhere before it was heard", placed(world, node, over))
         elif not world.store.fenced(node):
             if host.unheard:
                 after = self._write(world.store, ("registers", FENCES[0], name))
-                heard = replace(placed(world, node, replace(host, unheard=False)), store=world.store if after is None else after)
-                yield Move(f"{name}'s agent registers under its new boot", heard)
+                known = replace(placed(world, node, replace(host, unheard=False)), store=world.store if after is None else after)
+                yield Move(f"{name}'s agent registers under its new boot", known)
         elif laying is None and (taken := self._write(world.store, ("registers", FENCES[0], name))) is not None:
             yield Move(f"{name}'s agent is heard, fenced or not", replace(placed(world, node, replace(host, unheard=False)), store=taken))
         elif laying is None:
             yield Move(f"{name}'s agent hears that its host was fenced", placed(world, node, replace(host, laying=Step.KILL)))
         elif laying is Step.KILL:
-            after = _killed(world, node) if self._rules.lays_down else world
-            yield Move(f"{name}'s agent ends every guest", placed(after, node, replace(after.hosts[node], laying=Step.LET_GO)))
+            bare = _killed(world, node) if self._rules.lays_down else world
+            yield Move(f"{name}'s agent ends every guest", placed(bare, node, replace(bare.hosts[node], laying=Step.LET_GO)))
         elif laying is Step.LET_GO:
             if not host.busy:
-                after = _killed(world, node) if self._rules.lays_down and self._rules.laying_ends_all else world
-                after = placed(after, node, replace(after.hosts[node], laying=Step.REGISTER))
+                bare = _killed(world, node) if self._rules.lays_down and self._rules.laying_ends_all else world
+                bare = placed(bare, node, replace(bare.hosts[node], laying=Step.REGISTER))
                 says = f"{name}'s agent ends what is there since, and its handoffs; forgets what is not its own"
-                yield Move(says, _let_go(after, node))
+                yield Move(says, _let_go(bare, node))
         else:
             written = self._write(world.store, ("registers, laid down", FENCES[0], name))
-            over = placed(world, node, replace(host, laying=Step.FORGET, unheard=False))
-            heard = replace(_unasked(over, node), store=world.store if written is None else written)
+            asked = _unasked(placed(world, node, replace(host, laying=Step.FORGET, unheard=False)), node)
+            heard = replace(asked, store=world.store if written is None else written)
             yield Move(f"{name} is heard again, cordoned", heard)
 
     def _tells_off(self, world: World, node: int, host: Host) -> Iterator[Move]:
@@ -326,7 +335,7 @@ def _let_go(world: World, node: int) -> World:
     for op in world.hosts[node].listening:
         world = cuts(world, op)
     host = replace(_handoffs_ended(world.hosts[node]), listening=frozenset())
-    return placed(world, node, host if mine else replace(host, epoch=0, incoming=False))
+    return placed(world, node, host if mine else dropped(host))
 
 
 def _unasked(world: World, node: int) -> World:
@@ -348,5 +357,5 @@ def _without_power(world: World, node: int) -> World:
     for op in MIGRATIONS:
         if any(other.job is not None and other.job.op == op and other.job.to == node for other in world.hosts):
             world = cuts(world, op)
-    dark = Host(up=False, memory=Memory(), epoch=host.epoch, incoming=host.incoming, handoffs=host.handoffs, arrivals=host.arrivals, off=True)
-    return replace(_unasked(placed(world, node, replace(dark, record=Ending.UNTOLD)), node), died=world.died or ran)
+    kept = Host(False, Memory(), host.epoch, host.incoming, host.order, host.gone, host.handoffs, host.arrivals, off=True)
+    return replace(_unasked(placed(world, node, kept), node), died=world.died or ran)

@@ -16,7 +16,7 @@ from hostler.model.copy import IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from scheduler.core.steps import ABORTING, COMMITTED, COPYING, DEFINED, DESTINATION_READY, RESERVED
-from tests.explore.changes import IDLE, Move, aged, asks, asks_again, decides, given_up, gives, placed, spent, waits
+from tests.explore.changes import IDLE, Move, aged, asks, asks_again, comes_late, decides, given_up, gives, placed, spent, waits
 from tests.explore.destinations import DestinationMoves
 from tests.explore.faults import faults, links, zombie_moves
 from tests.explore.hosts import HostMoves
@@ -121,7 +121,7 @@ class Moves:
     def _waiting(self, world: World, asked: Ask, op: int, node: int) -> Iterator[Move]:
         if world.store.fenced(node) or (self._rules.silence_is_proof and not world.hosts[node].up):
             yield from self._gateway_answers(world, Message(asked, op, node))
-        elif world.hosts[node].off:
+        elif world.hosts[node].dark:
             yield Move(f"{NODES[node]} is off and does not answer the driver", replace(world, driver=IDLE))
         elif not world.heard(node):
             yield Move(f"{NODES[node]} is cut off and does not answer the driver", given_up(world))
@@ -296,6 +296,8 @@ class Moves:
         host = world.hosts[message.node]
         stage = host.stage_in(message.op)
         says = f"{NODES[message.node]} handles {message.ask} of migration {message.op + 1}"
+        if stage is None and self._rules.ranks_heeded and (message.epoch, message.order) < host.gone:
+            return Move(f"{says}: it comes late", asks_again(world, message))
         if self._destinations.refuses(host, message, stage):
             return Move(f"{says}: refused", self._refused(world, message))
         ready = placed(world, message.node, self._destinations.prepared(host, message, stage))
@@ -335,6 +337,9 @@ class Moves:
 
     def _start(self, world: World, message: Message) -> Move:
         says = f"{NODES[message.node]} handles {message.ask} of migration {message.op + 1}"
+        host = world.hosts[message.node]
+        if host.handoff(message.op) is None and host.epoch and self._rules.ranks_heeded and comes_late(host, message):
+            return Move(f"{says}: it comes late", asks_again(world, message))
         begun = self._sources.begun(world.hosts[message.node], message, world.store.ends(message.op)[1])
         if begun is None:
             return Move(f"{says}: refused", self._refused(world, message))

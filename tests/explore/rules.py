@@ -65,7 +65,9 @@ class _Seen:
 
 @lru_cache(maxsize=4096)
 def _gateway_answer(store: Store, node_id: str, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
-    """What the gateway says; None to a ForgetVM. The coroutine runs without a loop: for a fenced node it awaits nobody; were it to ask, there is nobody to be asked."""
+    """What the gateway says; None to a ForgetVM.
+
+    The coroutine runs without a loop: for a fenced node it awaits nobody; were it to ask, there is nobody to be asked."""
     nodes = store.state.nodes
     fenced = {**nodes, node_id: Kept(replace(nodes[node_id].record, state=NodeState.FENCED), nodes[node_id].revision)}
     gateway = FencedNodes(cast(NodeGateway, None), cast(Mirror, _Seen(replace(store.state, nodes=fenced))))
@@ -132,6 +134,8 @@ class Rules:
     """A fenced host ends its guests before it is heard."""
     epochs_judged: bool = True
     """An agent refuses a command under an older epoch than it has seen."""
+    ranks_heeded: bool = True
+    """An agent refuses a command that was sent before one it has heard (decision 16)."""
     let_go_heeded: bool = True
     """A handoff that was ended with the others of its host (laid down, or forgotten) acts no more, whatever it has read before."""
     one_agent: bool = True

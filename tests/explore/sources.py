@@ -13,6 +13,7 @@ from tests.explore.changes import (
     cuts,
     destroyed,
     driven,
+    dropped,
     keeps,
     may_execute,
     placed,
@@ -69,7 +70,7 @@ class SourceMoves:
             return None
         handoff = Handoff(message.op, to, message.epoch, message.revision, Stage.PREPARED)
         memory = replace(host.memory, drives=(*host.memory.drives, Drive(message.op)))
-        return replace(host, handoffs=(*host.handoffs, handoff), memory=memory)
+        return replace(host, handoffs=(*host.handoffs, handoff), memory=memory, order=message.order, incoming=False)
 
     def learns(self, world: World, node: int, drive: Drive) -> World:
         """The answer to its CommitHandoff."""
@@ -106,7 +107,10 @@ class SourceMoves:
         if drive.at is not At.ENDING and world.heard(node):
             read = world.store.read_owner()
             if drive.owner != read:
-                yield Move(f"{who} reads the owner record, {read.owner.state.value} under epoch {read.owner.epoch}", now(replace(drive, owner=read)))
+                yield Move(
+                    f"{who} reads the owner record, {read.owner.state.value} under epoch {read.owner.epoch}",
+                    now(replace(drive, owner=read)),
+                )
         if not drive.arrived and drive.copying is not Copying.NOT_BEGUN and world.linked(node, handoff.to):
             there = world.hosts[handoff.to]
             copy = there.copy_of(drive.op)
@@ -167,7 +171,9 @@ class SourceMoves:
                 copying = Copying.RUNNING if host.job is None else Copying.FAILED
                 begun = keeps(driven(host, replace(top, copying=copying)), replace(handoff, stage=Stage.COPYING, mark="0"))
                 if host.job is None:
-                    begun = replace(begun, job=Job(drive.op, handoff.to, 0 if domain is None else domain.epoch, Phase.ASKED), record=Ending.UNTOLD)
+                    begun = replace(
+                        begun, job=Job(drive.op, handoff.to, 0 if domain is None else domain.epoch, Phase.ASKED), record=Ending.UNTOLD
+                    )
                 after = now(begun)
             case Act.FREEZE:
                 blind = driven(host, replace(top, locks=None))
@@ -187,7 +193,7 @@ class SourceMoves:
                     after = replace(after, wronged="the owner's guest is killed by a handoff that is over")
             case Act.FINISH:
                 open_ones = tuple([(op, Stage.ABORTED if stage is Stage.PREPARED else stage) for op, stage in host.arrivals])
-                after = now(replace(driven(host, replace(top, at=At.ENDING)), epoch=0, incoming=False, arrivals=open_ones))
+                after = now(replace(dropped(driven(host, replace(top, at=At.ENDING))), arrivals=open_ones))
             case Act.STOP_COPY:
                 after = now(idle if host.job is None else replace(idle, job=replace(host.job, stopped=True)))
             case Act.THAW:

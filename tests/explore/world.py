@@ -36,6 +36,9 @@ VM, UID = "web", "uid-web"
 REQUESTS = tuple(asked(name) for name in ("migrate 1", "migrate 2", "fence n1", "fence n2", "fence n3", "start 1", "start 2"))
 """What may be asked for. Everything below names it by its place here."""
 
+STEPS = 1000
+"""More than one operation takes."""
+
 MIGRATIONS, FENCES, STARTS = range(2), range(2, 5), range(5, 7)
 """Their places: migrations and starts in the order in which they are asked for, fences by node."""
 
@@ -91,6 +94,12 @@ class Store:
     def operation(self, op: int) -> OperationRecord | None:
         kept = self.state.operations.get(OPERATIONS[op])
         return None if kept is None else kept.record
+
+    def order(self, op: int) -> int:
+        """Of a command of this operation that is sent now: what is written later orders higher. (A VM has one operation at a time, each writes the
+        VM's record when it is accepted, and each step the operation's.)"""
+        kept = self.state.operations.get(OPERATIONS[op])
+        return self.vm.revision * STEPS + (0 if kept is None else kept.revision)
 
     def ends(self, op: int) -> tuple[int, int]:
         """Source and destination of a migration."""
@@ -327,6 +336,8 @@ class Message(Value, frozen=True):
     late: int = 0
     epoch: int = 0
     revision: int = 0
+    order: int = 0
+    """Orders the commands of one epoch."""
     decision: Decision = ("", 0, "")
     seen: Store | None = None
 
@@ -387,6 +398,9 @@ class Host(Value, frozen=True):
     memory: Memory = Memory()
     epoch: int = 0
     incoming: bool = False
+    order: int = 0
+    """Of the newest command about its definition; `gone`: epoch and order of the newest one about a VM that is not here."""
+    gone: tuple[int, int] = (0, 0)
     handoffs: tuple[Handoff, ...] = ()
     arrivals: tuple[tuple[int, Stage], ...] = ()
     domain: Domain | None = None
@@ -404,6 +418,11 @@ class Host(Value, frozen=True):
     unheard: bool = False
     """It has power again, and has not registered since."""
     zombie: Zombie | None = None
+
+    @property
+    def dark(self) -> bool:
+        """Without power, or back with nobody who listens yet: a call fails at once, and is not heard later."""
+        return self.off or (self.unheard and not self.up)
 
     @property
     def busy(self) -> bool:
@@ -500,5 +519,5 @@ def begin(budget: Budget) -> World:
         del cluster.state.operations[operation_id]  # its creation is over, and retention has taken it
     store = Store.of(cluster.state, {})
     epoch = max(store.owner.epoch, 1)
-    first = Host(epoch=epoch, domain=None if budget.off else Domain(epoch))
+    first = Host(epoch=epoch, order=1, domain=None if budget.off else Domain(epoch))
     return World(store, budget, (first, *(Host() for _ in NODES[1 : budget.nodes])))

@@ -19,7 +19,8 @@ from hostlerlab.guest import probe
 from hostlerlab.guest.build import build
 from hostlerlab.hosts import SHARED_POOL
 from hostlerlab.lab import Lab, default_specs
-from tests.explore.recorder import Recording, record
+from tests.explore.acceptance import MET, judge
+from tests.explore.recorder import record
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -63,12 +64,14 @@ async def booted(client: Client, cluster: LabCluster, vm_id: str) -> vm_pb2.VM:
     return done.vm
 
 
-async def kept(cluster: LabCluster, vm_id: str, what: str, *operations: operation_pb2.Operation) -> Recording:
+async def kept(cluster: LabCluster, vm_id: str, what: str, *operations: operation_pb2.Operation) -> None:
+    """Recorded, saved, and known to the search."""
     names = [operation.name.removeprefix("operations/") for operation in operations]
     recording = await asyncio.to_thread(record, cluster.etcd.client_urls, vm_id, names, what)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    recording.save(FOLDER / f"{vm_id}.json")
-    return recording
+    await asyncio.to_thread(FOLDER.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(recording.save, FOLDER / f"{vm_id}.json")
+    verdict = await asyncio.to_thread(judge, recording, MET[vm_id])
+    assert verdict.accepted, f"{verdict.told} of {verdict.records} records are known; up to there: {verdict.story}"
 
 
 async def test_a_plain_migration(client: Client, cluster: LabCluster) -> None:
