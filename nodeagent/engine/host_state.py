@@ -108,7 +108,10 @@ class HostState:
             del self._outgoing[operation_id]
 
     def note_outgoing(self, handoff: Outgoing) -> None:
-        """In memory alone: figures that may be lost."""
+        """In memory alone: figures that may be lost. One that has ended has its figures."""
+        kept = self._outgoing.get(handoff.operation_id)
+        if kept is not None and kept.stage in ENDED_STAGES:
+            return
         self._outgoing[handoff.operation_id] = handoff
 
     async def end_arrivals_of(self, vm_uid: str) -> None:

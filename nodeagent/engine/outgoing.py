@@ -254,6 +254,9 @@ class OutgoingHandoffs:
         settled = run.lockless and copy is Copy.SWITCHED and await self._settled(run)
         if run.copying is not copying:
             return  # the call ended while we looked: what was seen may be older than its end, so it is looked at again
+        if self._ended_with_its_host(run):
+            run.ended = True
+            return
         frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
         act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless, settled))
         if act is not Act.WAIT:
@@ -294,6 +297,12 @@ class OutgoingHandoffs:
 
     async def _inspect(self, run: _Run) -> None:
         run.locks = await self._hypervisor.locks(tuple(self._paths(run.spec)))
+
+    def _ended_with_its_host(self, run: _Run) -> bool:
+        """Whether the journal says that it is over though this run has not ended it: the host was laid down, or the VM forgotten. What is here
+        now may be a guest that was started since, and what was read of its owner before is not about it."""
+        kept = self._state.outgoing.get(run.handoff.operation_id)
+        return kept is None or (kept.stage in ENDED_STAGES and run.handoff.stage not in ENDED_STAGES)
 
     async def _idle(self, run: _Run) -> None:
         """Wait for something to happen; then note the progress and read the owner record anew, since an abort comes that way. But the copy's arrival
@@ -401,6 +410,9 @@ class OutgoingHandoffs:
 
     async def _end(self, run: _Run, stage: Stage, suspend_ms: int = 0) -> None:
         async with self._state.vm_lock(run.handoff.vm_uid):
+            if self._ended_with_its_host(run):
+                run.ended = True
+                return
             if stage is Stage.FINISHED:
                 await self._state.end_arrivals_of(run.handoff.vm_uid)
                 await self._state.drop_definition(run.handoff.vm_uid)

@@ -8,7 +8,7 @@ from hostler.model.owner import OwnerState
 from tests.explore.changes import may_execute
 from tests.explore.moves import Moves
 from tests.explore.rules import Rules
-from tests.explore.world import NODES, OPERATIONS, VM, Budget, Has, World, begin
+from tests.explore.world import NODES, OPERATIONS, STARTS, VM, Budget, Has, World, begin
 
 MAX_STATES = 2_500_000
 """Some GiB of memory; a configuration that needs more is to be cut."""
@@ -132,7 +132,8 @@ def ended_well(world: World) -> bool:
         return False
     copies = {name: host.domain.executes for name, host in hosts.items() if host.domain is not None}
     if owner.state is OwnerState.STOPPED:
-        return not copies and bool(store.vm.record.reason or world.budget.off)
+        told = bool(store.vm.record.reason) or any(store.operation(op) is not None for op in STARTS)
+        return not copies and (told or world.budget.off)
     if owner.state is not OwnerState.RUNNING or set(copies) - {owner.node_id}:
         return False
     return copies.get(owner.node_id, world.died)
