@@ -10,7 +10,7 @@ from tests.explore.changes import IDLE, Move, asks_again, cuts, ended, given_up,
 from tests.explore.destinations import DestinationMoves
 from tests.explore.hosts import HostMoves
 from tests.explore.sources import SourceMoves
-from tests.explore.world import MIGRATIONS, NODES, SCHEDULERS, Ask, Has, Host, Link, Memory, Message, World, Zombie
+from tests.explore.world import MIGRATIONS, NODES, SCHEDULERS, Ask, At, Has, Host, Link, Memory, Message, World, Zombie
 
 TRANSACTIONS = (Ask.COMMIT_WRITE, Ask.STEP_WRITE)
 
@@ -90,8 +90,10 @@ def agent_lost(world: World, node: int) -> World:
 
 
 def _stopped(world: World, node: int, host: Host) -> Iterator[Move]:
-    """Its process is stopped by a signal in the middle of what it does, and taken for dead."""
-    if not host.memory.drives and not host.busy:
+    """Its process is stopped by a signal after it has looked and before it acts (what it would look at anew tells it the truth), and taken for
+    dead."""
+    looked = any(drive.at in (At.LOOKED, At.GONE) or host.memory.switched for drive in host.memory.drives)
+    if not looked and not host.busy:
         return
     lost = agent_lost(world, node)
     zombie = Zombie(host.memory, host.task, host.starting)

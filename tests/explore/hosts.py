@@ -249,6 +249,8 @@ class HostMoves:
                 else:
                     made = replace(forgetful(clean), domain=Domain(message.epoch, Has.PAUSED))
                     yield Move(f"{name} makes the domain, paused", at(Step.READ, made))
+            case Step.READ if not world.heard(node) and not self._rules.unread_is_no:
+                yield Move(f"{name} cannot read the owner record, and takes that for a yes", at(Step.RESUME, host))
             case Step.READ if not world.heard(node) and self._rules.start_reads_again:
                 yield Move(f"{name} cannot read the owner record, and leaves the domain paused", placed(world, node, idle))
             case Step.READ:

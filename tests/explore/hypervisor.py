@@ -9,8 +9,8 @@ from tests.explore.changes import Move, called, copy_lost, placed, resumed, spen
 from tests.explore.world import Domain, Event, Has, Host, Job, Phase, World
 
 
-def hypervisor(world: World, node: int, host: Host, job: Job, *, arrives_paused: bool) -> Iterator[Move]:
-    """What the job on this host does next, and how it may go wrong."""
+def hypervisor(world: World, node: int, host: Host, job: Job, *, arrives_paused: bool, locks_bar: bool) -> Iterator[Move]:
+    """What the job on this host does next, and how it may go wrong. `arrives_paused`, `locks_bar`: as in `Rules`."""
     there, domain = world.hosts[job.to], _moved(host, job)
     copy = there.copy_of(job.op)
     runs = domain is not None and domain.executes
@@ -54,7 +54,8 @@ def hypervisor(world: World, node: int, host: Host, job: Job, *, arrives_paused:
                 lost = spent(placed(world, node, called(gone, Copying.FAILED)), "libvirt")
                 yield Move("libvirt ends the source, the call fails", lost, fault=True)
         case Phase.GOES_BACK if domain is None or not domain.frozen:
-            after = over if domain is None else resumed(over)
+            barred = domain is None or (locks_bar and world.locked_against(node))
+            after = over if barred else resumed(over)
             yield Move("libvirt lets the source run on, the call fails", placed(world, node, called(after, Copying.FAILED)))
         case Phase.GOES_BACK:
             pass

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from hostler.errors import FailedPrecondition, HostlerError
-from hostler.model.copy import IN_DOUBT, Copy, HandoffReport, Stage
+from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from scheduler.core.steps import ABORTING, COMMITTED, COPYING, DEFINED, DESTINATION_READY, RESERVED
@@ -50,7 +50,9 @@ class Moves:
             yield from self._sources(world, node, host)
             yield from self._destinations(world, node, host)
             if host.job is not None:
-                yield from hypervisor(world, node, host, host.job, arrives_paused=self._rules.arrives_paused)
+                yield from hypervisor(
+                    world, node, host, host.job, arrives_paused=self._rules.arrives_paused, locks_bar=self._rules.locks_bar
+                )
             if host.zombie is not None:
                 yield from zombie_moves(world, node, host, host.zombie, self._sources, self._destinations, self._hosts)
         yield from self._hosts(world)
@@ -119,7 +121,7 @@ class Moves:
             yield from self._step(world)
 
     def _waiting(self, world: World, asked: Ask, op: int, node: int) -> Iterator[Move]:
-        if world.store.fenced(node) or (self._rules.silence_is_proof and not world.hosts[node].up):
+        if world.store.fenced(node) or (self._rules.silence_is_proof and not (world.hosts[node].up and world.heard(node))):
             yield from self._gateway_answers(world, Message(asked, op, node))
         elif world.hosts[node].dark:
             yield Move(f"{NODES[node]} is off and does not answer the driver", replace(world, driver=IDLE))
@@ -312,6 +314,8 @@ class Moves:
                 if self._may_resume(world, message):
                     return Move(f"{says}: it may resume", self._destinations.resumes(world, message))
                 return Move(f"{says}: not committed to it", asks_again(world, message))
+            case Stage.ABORTED if world.hosts[message.node].copy_of(message.op) is None:
+                return Move(f"{says}: it has laid down its copy", _answered(world, message, True, Ask.INSPECT_INCOMING))
             case stage:
                 answered = _answered(world, message, stage is Stage.FINISHED, Ask.FINISH_OUTGOING)
                 return Move(f"{says}: {stage.value.lower()} already", answered)
@@ -372,7 +376,8 @@ class Moves:
     def _ended(self, world: World, message: Message, stage: Stage, copy: Copy) -> World:
         wanted = Stage.ABORTED if message.ask is Ask.ABORT_OUTGOING else Stage.FINISHED
         doubt = message.ask is Ask.ABORT_OUTGOING and self._rules.doubt_asks_again and copy in IN_DOUBT
-        if stage is not wanted or doubt:
+        laid_down = wanted is Stage.FINISHED and stage is Stage.ABORTED and copy in GONE and self._rules.laid_down_is_finished
+        if (stage is not wanted and not laid_down) or doubt:
             return asks_again(world, message)
         name = {Ask.ABORT_OUTGOING: "finish abort", Ask.FINISH_OUTGOING: "finish", Ask.LOST_OUTGOING: "lost"}[message.ask]
         argument = copy.value if name == "finish abort" else ""

@@ -135,6 +135,11 @@ REDUNDANT: Mapping[str, Configuration] = {
         Budget(agents=1, wrong_fences=1, starts=2, moves=(), off=True),
         why="the record is not read again after the domain exists: redundant here, since a fenced host waits for a start in its agent's hands",
     ),
+    "unread-is-yes": Configuration(
+        Rules(locks_bar=True, unread_is_no=False),
+        Budget(moves=(), off=True, cuts=1, wrong_fences=1, starts=2),
+        why="a host that is cut off lets a VM run unread: redundant, since only a fence takes its right away, and then the lock stops the second one",
+    ),
 }
 """Guards that nothing was found without, within these slices: no reason to drop them."""
 
@@ -211,6 +216,24 @@ MUTATIONS: Mapping[str, Configuration] = {
         Budget(agents=1, wrong_fences=1, starts=1),
         "I7",
         "the fence of a node that is back goes on stopping its VMs",
+    ),
+    "fence-let-go-unheeded": Configuration(
+        Rules(let_go_heeded=False),
+        Budget(power=1, fences=1, starts=1),
+        "the owner's guest",
+        "a handoff that was ended with its fenced host acts on what it had read before",
+    ),
+    "late-commands": Configuration(
+        Rules(ranks_heeded=False),
+        Budget(off=True, messages=1, cancels=1, starts=1),
+        "limbo",
+        "a DefineVM that comes after the VM was forgotten charges the host for ever (decision 16)",
+    ),
+    "two-agents": Configuration(
+        Rules(one_agent=False),
+        Budget(zombies=1),
+        "limbo",
+        "an agent begins while the process before it is stopped, not dead: that one wakes, and does once more what it had decided",
     ),
     "gone-if-silent": Configuration(
         Rules(silence_is_proof=True),

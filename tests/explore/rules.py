@@ -134,6 +134,10 @@ class Rules:
     """A fenced host ends its guests before it is heard."""
     epochs_judged: bool = True
     """An agent refuses a command under an older epoch than it has seen."""
+    laid_down_is_finished: bool = True
+    """A source that was fenced, and has laid down what it had, has finished the handoff that was committed before."""
+    unread_is_no: bool = True
+    """An agent that cannot read the owner record lets nothing run."""
     ranks_heeded: bool = True
     """An agent refuses a command that was sent before one it has heard (decision 16)."""
     let_go_heeded: bool = True
@@ -141,7 +145,7 @@ class Rules:
     one_agent: bool = True
     """An agent does not begin before the process in whose place it comes has ended."""
     silence_is_proof: bool = False
-    """A node whose agent is gone is answered for as if it were fenced."""
+    """A node whose agent is gone, or that is cut off, is answered for as if it were fenced."""
     laying_refuses: bool = True
     """While it does so it takes no VM in and starts none."""
     laying_forgets_last: bool = True

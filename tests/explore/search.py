@@ -114,7 +114,8 @@ def broken(world: World, before: World) -> str:
 
 def ended_well(world: World) -> bool:
     """Every operation is done, the VM runs where its owner is or is stopped and nowhere, and it is charged there alone: in the ledger and by the
-    agents' definitions (of a VM that is stopped its owner may have lost it: a start defines it anew). One that ended by itself may still be taken for running: its owner's next report says so."""
+    agents' definitions (of a VM that is stopped its owner may have lost it: a start defines it anew). One that ended by itself may still be taken
+    for running: its owner's next report says so."""
     store = world.store
     operations = [operation for op in range(len(OPERATIONS)) if (operation := store.operation(op)) is not None]
     if not all(operation.done for operation in operations) or store.vm.record.operation_id:

@@ -1,12 +1,29 @@
-"""The handoff's promises, in every state that small slices of faults can reach; and that a missing guard would be noticed."""
+"""The handoff's promises, in every state that small slices of faults can reach; that a missing guard would be noticed; and that what real hosts did
+is known to the search."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.explore.acceptance import MET, doctored, judge
 from tests.explore.configurations import HOLDS, Configuration
+from tests.explore.moves import Moves
 from tests.explore.mutations import MUTATIONS, REDUNDANT
+from tests.explore.pairs import explore_pair
+from tests.explore.recorder import load
+from tests.explore.rules import Rules
 from tests.explore.search import Found, explore
+from tests.explore.world import BYSTANDER, Budget, begin
 
-QUICK = ("no-fault", "lockless-libvirt-fails")
+QUICK = (
+    "no-fault",
+    "lockless-libvirt-fails",
+    "cold-move",
+    "cold-move-late",
+    "cold-move-link-cut",
+    "cold-move-to-a-third-node",
+)
 QUICK_MUTATIONS = (
     "no-freeze",
     "no-inspection",
@@ -16,7 +33,10 @@ QUICK_MUTATIONS = (
     "fence-no-laying-down",
     "fence-register-at-once",
     "gone-if-silent",
+    "late-commands",
 )
+RECORDED = {path.stem: path for path in sorted((Path(__file__).parent / "recorded").glob("*.json"))}
+OFF_AND_STARTED = Budget(off=True, moves=(), starts=1)
 
 
 def _told(found: Found) -> str:
@@ -27,12 +47,89 @@ def _told(found: Found) -> str:
 def test_no_state_breaks_a_promise_and_each_can_end_well(name: str) -> None:
     found = explore(HOLDS[name].rules, HOLDS[name].budget)
     assert not found.violation, _told(found)
-    assert found.states > 1000, "the search went nowhere"
+    assert found.states > 300, "the search went nowhere"
 
 
 @pytest.mark.parametrize("name", QUICK_MUTATIONS)
 def test_a_missing_guard_is_noticed_quickly(name: str) -> None:
     _finds(MUTATIONS[name])
+
+
+def test_a_bound_is_told() -> None:
+    """A search that was ended early, and reads as if it had been exhausted."""
+    found = explore(Rules(), Budget(), 100, bound=True)
+    assert (found.bounded, found.states) == (True, 100)
+    with pytest.raises(RuntimeError, match="more than 100 states"):
+        explore(Rules(), Budget(), 100)
+
+
+# ---- what real hosts did
+
+
+@pytest.mark.parametrize("name", MET)
+def test_what_real_hosts_did_is_known(name: str) -> None:
+    """A model of another protocol than the one that runs."""
+    verdict = judge(load(RECORDED[name]), MET[name])
+    assert verdict.accepted, "\n".join((f"{verdict.told} of {verdict.records} records are known; up to there:", *verdict.story))
+
+
+def test_every_recording_is_judged() -> None:
+    assert RECORDED.keys() == MET.keys()
+
+
+@pytest.mark.parametrize("what", doctored(load(RECORDED["driver-killed"])))
+def test_what_must_never_be_is_not_known(what: str) -> None:
+    """A search that knows everything finds nothing."""
+    recording = doctored(load(RECORDED["driver-killed"]))[what]
+    assert not judge(recording, MET["driver-killed"]).accepted
+
+
+def test_a_phase_that_is_left_out_is_not_known() -> None:
+    recording = load(RECORDED["plain"])
+    for place in range(2, len(recording.seen) - 1):
+        left_out = replace(recording, seen=(*recording.seen[:place], *recording.seen[place + 1 :]))
+        assert not judge(left_out, MET["plain"]).accepted, recording.seen[place]
+
+
+# ---- two VMs
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Budget(off=True, moves=(), starts=1, agents=1), Budget(off=True, agents=1)),
+        (Budget(off=True, moves=(), starts=1, power=1), Budget(off=True, power=1)),
+        (Budget(off=True, cuts=1), Budget(off=True, moves=(), starts=1, cuts=1)),
+    ],
+)
+def test_two_vms_reach_together_what_each_reaches_alone(one: Budget, other: Budget) -> None:
+    """A host's crash that hits both brings neither anywhere that it would not come to alone."""
+    found = explore_pair(Rules(), one, other)
+    assert not found.violation
+    assert found.alone == (explore(Rules(), one).states, explore(Rules(), other).states)
+
+
+def test_nothing_that_is_written_for_one_vm_touches_another() -> None:
+    """A transaction of one VM's operation that changes another's record, or needs it to be as it was."""
+    first, moves = begin(Budget(), bystander=True), Moves(Rules())
+    known, todo = {first}, [first]
+    for world in todo:
+        for move in moves(world):
+            assert move.world.store.state.vms[BYSTANDER] == first.store.state.vms[BYSTANDER], move.says
+            if move.world not in known:
+                known.add(move.world)
+                todo.append(move.world)
+    assert len(known) == explore(Rules(), Budget()).states
+
+
+# ---- whole slices
+
+
+@pytest.mark.slow
+def test_a_live_migration_and_a_start_beside_it() -> None:
+    found = explore_pair(Rules(), Budget(), OFF_AND_STARTED)
+    assert not found.violation
+    assert found.alone == (explore(Rules(), Budget()).states, explore(Rules(), OFF_AND_STARTED).states)
 
 
 @pytest.mark.slow

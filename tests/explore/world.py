@@ -505,8 +505,12 @@ class World(Value, frozen=True):
         return any(host.domain is not None and host.domain.locks for other, host in enumerate(self.hosts) if other != node)
 
 
-def begin(budget: Budget) -> World:
-    """One VM that runs on the first node, or is off there; its disk is in a pool that all have."""
+BYSTANDER = "db"
+
+
+def begin(budget: Budget, *, bystander: bool = False) -> World:
+    """One VM that runs on the first node, or is off there; its disk is in a pool that all have. `bystander`: another VM runs there too, and nobody
+    does anything to it."""
     cluster = Cluster()
     cluster.node(NODES[0])
     if budget.off:
@@ -515,6 +519,8 @@ def begin(budget: Budget) -> World:
         cluster.running(VM)
     for node in NODES[1 : budget.nodes]:
         cluster.node(node)
+    if bystander:
+        cluster.running(BYSTANDER)
     for operation_id in list(cluster.state.operations):
         del cluster.state.operations[operation_id]  # its creation is over, and retention has taken it
     store = Store.of(cluster.state, {})
