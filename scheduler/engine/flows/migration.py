@@ -221,7 +221,7 @@ async def _finish(run: Run, migration: Migration) -> None:
     if arrived.stage is not Stage.FINISHED:
         raise NodeUnreachable(f"{migration.destination_node_id}: the copy is {arrived.copy.value.lower()}")
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
-    if left.stage is not Stage.FINISHED:
+    if not _has_left(left):
         raise NodeUnreachable(f"{migration.source_node_id}: the old copy is {left.copy.value.lower()}")
     by, figures = run.by(), _figures(migration, left, arrived)
     await run.write(lambda state: finish_migration(state, run.operation_id, figures, by))
@@ -231,12 +231,17 @@ async def _lost(run: Run, migration: Migration) -> None:
     """The destination has nothing to resume. Once it says ABSENT, and the source that its copy is dead, the VM is stopped for certain."""
     there = await run.nodes.inspect_handoff(migration.destination_node_id, run.order())
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
-    if there.copy is not Copy.ABSENT or left.stage is not Stage.FINISHED:
+    if there.copy is not Copy.ABSENT or not _has_left(left):
         raise NodeUnreachable(f"the copies are {there.copy.value.lower()} and {left.copy.value.lower()}")
     by = run.by()
     message = "The copy on the destination was lost after the handoff was committed; the guest's memory is gone, its disks are not."
     error = StoredError("FailedPrecondition", "MIGRATION_FAILED", message, "Start the VM.")
     await run.write(lambda state: finish_lost(state, run.operation_id, error, by))
+
+
+def _has_left(source: HandoffReport) -> bool:
+    """Whether the source is through: it has finished, or it was fenced and has laid down what it had before it was heard again."""
+    return source.stage is Stage.FINISHED or (source.stage is Stage.ABORTED and source.copy in GONE)
 
 
 def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) -> Migration:
