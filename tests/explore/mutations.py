@@ -223,6 +223,12 @@ MUTATIONS: Mapping[str, Configuration] = {
         "the owner's guest",
         "a handoff that was ended with its fenced host acts on what it had read before",
     ),
+    "fence-laid-down-unfinished": Configuration(
+        Rules(laid_down_is_finished=False),
+        Budget(power=1, fences=1),
+        "limbo",
+        "a source that was fenced after the commit, and is back, is asked for ever for the end of a handoff that it ended in its own way",
+    ),
     "late-commands": Configuration(
         Rules(ranks_heeded=False),
         Budget(off=True, messages=1, cancels=1, starts=1),
