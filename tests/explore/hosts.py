@@ -155,6 +155,9 @@ class HostMoves:
     def forgotten(self, world: World, message: Message) -> World:
         operation = world.store.operation(message.op)
         committed = operation is not None and operation.phase == COMMITTED
+        if operation is not None and operation.migration is not None and not operation.migration.cold:
+            arrived = world.hosts[world.store.ends(message.op)[1]].stage_in(message.op) is Stage.FINISHED
+            return gives(world, message, ("finish" if arrived else "lost", message.op, ""))
         return gives(world, message, ("finish cold" if committed else "finish cold abort", message.op, ""))
 
     def inspected(self, world: World, message: Message, *, absent: bool) -> World:

@@ -379,6 +379,8 @@ class Moves:
         laid_down = wanted is Stage.FINISHED and stage is Stage.ABORTED and copy in GONE and self._rules.laid_down_is_finished
         if (stage is not wanted and not laid_down) or doubt:
             return asks_again(world, message)
+        if laid_down and waits(world, message):
+            return asks(world, message.op, Ask.FORGET, message.node)
         name = {Ask.ABORT_OUTGOING: "finish abort", Ask.FINISH_OUTGOING: "finish", Ask.LOST_OUTGOING: "lost"}[message.ask]
         argument = copy.value if name == "finish abort" else ""
         return gives(world, message, (name, message.op, argument))

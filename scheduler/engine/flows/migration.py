@@ -223,6 +223,7 @@ async def _finish(run: Run, migration: Migration) -> None:
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
     if not _has_left(left):
         raise NodeUnreachable(f"{migration.source_node_id}: the old copy is {left.copy.value.lower()}")
+    await _forgotten_there(run, migration, left)
     by, figures = run.by(), _figures(migration, left, arrived)
     await run.write(lambda state: finish_migration(state, run.operation_id, figures, by))
 
@@ -233,6 +234,7 @@ async def _lost(run: Run, migration: Migration) -> None:
     left = await run.nodes.finish_outgoing(migration.source_node_id, run.order())
     if there.copy is not Copy.ABSENT or not _has_left(left):
         raise NodeUnreachable(f"the copies are {there.copy.value.lower()} and {left.copy.value.lower()}")
+    await _forgotten_there(run, migration, left)
     by = run.by()
     message = "The copy on the destination was lost after the handoff was committed; the guest's memory is gone, its disks are not."
     error = StoredError("FailedPrecondition", "MIGRATION_FAILED", message, "Start the VM.")
@@ -242,6 +244,12 @@ async def _lost(run: Run, migration: Migration) -> None:
 def _has_left(source: HandoffReport) -> bool:
     """Whether the source is through: it has finished, or it was fenced and has laid down what it had before it was heard again."""
     return source.stage is Stage.FINISHED or (source.stage is Stage.ABORTED and source.copy in GONE)
+
+
+async def _forgotten_there(run: Run, migration: Migration, source: HandoffReport) -> None:
+    """A source that was laid down before the commit was written took the VM for its own, and has kept its definition."""
+    if source.stage is Stage.ABORTED:
+        await run.nodes.forget(migration.source_node_id, run.order())
 
 
 def _figures(migration: Migration, left: HandoffReport, arrived: HandoffReport) -> Migration:

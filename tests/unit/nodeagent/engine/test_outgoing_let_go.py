@@ -42,6 +42,9 @@ class Libvirt:
 class Stopped:
     """The owner record, as it was while the host was fenced; everything else that a run needs to come and go."""
 
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
     async def owner(self, vm_uid: str) -> OwnerRead:
         return OwnerRead(vm_uid, Owner(2, "n1", "boot-1:1", OwnerState.STOPPED), 9, 9)
 
@@ -49,7 +52,7 @@ class Stopped:
         return ()
 
     async def close_outgoing(self, operation_id: str) -> None:
-        return
+        self.closed.set()
 
 
 async def test_a_guest_started_since_is_not_killed_by_a_handoff_that_was_let_go(tmp_path: Path) -> None:
@@ -61,17 +64,15 @@ async def test_a_guest_started_since_is_not_killed_by_a_handoff_that_was_let_go(
     await state.keep_outgoing(LEFT_OFF)
     hypervisor = cast(Any, libvirt)
     outgoing = OutgoingHandoffs("n1", hypervisor, world, world, world, world, state, Observer(hypervisor), ManualClock())
-    running = asyncio.create_task(outgoing.run(), name="outgoing handoffs")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(outgoing.run(), name="outgoing handoffs")
         await libvirt.asked.wait()  # it has read STOPPED, and looks at the domain
         await state.end_handoffs_of(UID)
         await state.keep_definition(Definition(spec, 3, "op-2"))
         libvirt.may_answer.set()
-        while outgoing._runs:
-            await asyncio.sleep(0)
+        await world.closed.wait()
+        running.cancel()
     assert libvirt.killed == []
     assert state.definitions[UID].epoch == 3
     state.note_outgoing(replace(LEFT_OFF, bytes_done=1))
     assert state.outgoing["op-1"].stage is Stage.ABORTED, "figures that come late undo the end"
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)

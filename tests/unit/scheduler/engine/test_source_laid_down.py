@@ -26,6 +26,7 @@ class Ends:
 
     def __init__(self, arrived: HandoffReport, left: HandoffReport) -> None:
         self._arrived, self._left = arrived, left
+        self.forgotten: list[str] = []
 
     async def finish_incoming(self, node_id: str, order: Any) -> HandoffReport:  # noqa: ANN401 an Order
         return self._arrived
@@ -36,8 +37,11 @@ class Ends:
     async def finish_outgoing(self, node_id: str, order: Any) -> HandoffReport:  # noqa: ANN401 an Order
         return self._left
 
+    async def forget(self, node_id: str, order: Any) -> None:  # noqa: ANN401 an Order
+        self.forgotten.append(node_id)
 
-async def stepped(arrived: HandoffReport, left: HandoffReport) -> Cluster:
+
+async def stepped(ends: Ends) -> Cluster:
     """One step of a committed migration."""
     cluster = Cluster()
     cluster.node("n1")
@@ -49,7 +53,7 @@ async def stepped(arrived: HandoffReport, left: HandoffReport) -> Cluster:
     vm = cluster.state.vms["web"]
     assert cluster.write(commit_handoff(cluster.state, vm.record.uid, operation_id, vm.revision))
     assert cluster.write(enter_phase(cluster.state, operation_id, COPYING, COMMITTED, "", BY))
-    nodes, nobody = FencedNodes(cast(Any, Ends(arrived, left)), cast(Any, cluster)), cast(Any, SimpleNamespace())
+    nodes, nobody = FencedNodes(cast(Any, ends), cast(Any, cluster)), cast(Any, SimpleNamespace())
     writer = cast(Any, DirectWriter(cluster))
     await migration.step(Run(operation_id, nodes, cast(Any, cluster), writer, ManualClock(), Term("s1", 1), nobody, SPREAD))
     return cluster
@@ -63,8 +67,10 @@ async def stepped(arrived: HandoffReport, left: HandoffReport) -> Cluster:
     ],
 )
 async def test_a_source_that_has_laid_down_its_copy_ends_the_migration(arrived: HandoffReport, state: OwnerState) -> None:
-    """An operation that asks for ever for the end of a handoff that its fenced source has ended in its own way."""
-    cluster = await stepped(arrived, HandoffReport("n1", "move", Copy.ABSENT, Stage.ABORTED))
+    """An operation that asks for ever for the end of a handoff that its fenced source has ended in its own way; or a source that stays charged."""
+    ends = Ends(arrived, HandoffReport("n1", "move", Copy.ABSENT, Stage.ABORTED))
+    cluster = await stepped(ends)
+    assert ends.forgotten == ["n1"]
     assert cluster.state.vms["web"].record.owner.state is state
     assert set(cluster.state.claims) == {("n2", "web")}
 
@@ -73,4 +79,4 @@ async def test_a_source_that_has_laid_down_its_copy_ends_the_migration(arrived: 
 async def test_a_source_that_still_has_a_copy_is_waited_for(copy: Copy) -> None:
     """A migration that ends while the old copy may run."""
     with pytest.raises(NodeUnreachable):
-        await stepped(HandoffReport("n2", "move", Copy.RUNNING, Stage.FINISHED), HandoffReport("n1", "move", copy, Stage.ABORTED))
+        await stepped(Ends(HandoffReport("n2", "move", Copy.RUNNING, Stage.FINISHED), HandoffReport("n1", "move", copy, Stage.ABORTED)))
