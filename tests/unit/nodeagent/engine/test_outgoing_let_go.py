@@ -51,6 +51,9 @@ class Stopped:
     async def pools(self) -> tuple[object, ...]:
         return ()
 
+    async def leave(self, operation_id: str) -> None:
+        return
+
     async def close_outgoing(self, operation_id: str) -> None:
         self.closed.set()
 
