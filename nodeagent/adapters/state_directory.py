@@ -2,25 +2,57 @@
 
 A crash leaves the old file or the new one, never a part: written beside, synced, renamed, and the directory synced. Leftovers of a crash begin with a
 dot, are never read, and are removed at the next load.
+
+One agent has it at a time, by a lock that ends with the process: an old one that was stopped by a signal, and wakes beside a new one, would act on
+what it decided before.
 """
 
 import asyncio
+import fcntl
 import itertools
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
+LOCK = ".lock"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+PID_DIGITS = 20
 MAX_FILE_BYTES = 1 << 20
 """A record is a few KiB; anything larger was not written by us."""
 
 log = structlog.get_logger(__name__)
 _writes = itertools.count()
 """Two writes of one file at once must not share the file that is renamed."""
+
+
+class StateInUse(Exception):
+    """Another process has the directory; `pid` as it wrote it, 0: it is not known."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"in use by process {pid}")
+        self.pid = pid
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Have the directory, which is made with mode 0700, to this process until the end of the block. Raises StateInUse, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            said = file.read(PID_DIGITS).strip()
+            raise StateInUse(int(said) if said.isdecimal() else 0) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 class StateDirectory:

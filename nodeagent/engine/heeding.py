@@ -14,6 +14,18 @@ RETRY_AFTER_S = 1.0
 """A replica's records are at most an instant behind."""
 
 
+def heard(state: HostState, node_id: str) -> None:
+    """Before anything is taken in or let run. Raises Unavailable until the cluster has heard of this process, and said whether its host was fenced:
+    a message from before the fence can still come."""
+    if not state.heard:
+        raise Unavailable(
+            Reason.NODE_UNREACHABLE,
+            f"The agent of {node_id} has just begun, and no scheduler has heard of it yet.",
+            f"It is tried again; if it stays so: `hostler node get {node_id}`.",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+
 async def heed(state: HostState, node_id: str, command: Command) -> Definition:
     """The definition the command is about, its rank remembered. Raises NotFound, Conflict for an older epoch, Unavailable for a late command."""
     definition = state.definitions.get(command.vm_uid)

@@ -38,6 +38,8 @@ class HostState:
         self._gone = _decoded(files.load(GONE), Rank)
         self._vm_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.ledger_lock = asyncio.Lock()
+        self.heard = True
+        """False in a cluster until this process has registered: it may have been fenced while no agent ran here, and then knows it only from that."""
         self.laying_down = False
         """The cluster has said that this host was fenced, and has not heard since that nothing runs here: no VM is taken in or started."""
         self.more_charges: Callable[[], Iterable[Quantities]] = tuple

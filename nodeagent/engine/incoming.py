@@ -20,7 +20,7 @@ from hostler.model.owner import OwnerRead, OwnerState, may_resume_arrival
 from hostler.server.clock import Clock, wall_ms
 from nodeagent.core.definitions import Command, Definition, DiskTarget, Incoming
 from nodeagent.core.observed import DomainView, Power
-from nodeagent.engine.heeding import not_buried, stale
+from nodeagent.engine.heeding import heard, not_buried, stale
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.engine.vms import LOOK_AGAIN_S, HostVMs
@@ -92,6 +92,7 @@ class IncomingHandoffs:
         """Charge this host, check that disks and bridges are here, make empty files for the volumes in `copied`, open the tunnel for that source
         alone; its endpoint, and the disks."""
         async with self._state.vm_lock(spec.vm_uid):
+            heard(self._state, self._node_id)
             known = self._state.incoming.get(command.operation_id)
             if known is not None and known.stage is not Stage.PREPARED:
                 raise FailedPrecondition(Reason.NOT_MIGRATABLE, f"This handoff has ended on {self._node_id}: {known.stage.value.lower()}.")
@@ -219,6 +220,7 @@ class IncomingHandoffs:
         """H6. Raises Conflict if the owner record does not say that this node may resume this copy."""
         handoff = self._get(operation_id)
         async with self._state.vm_lock(handoff.vm_uid):
+            heard(self._state, self._node_id)
             handoff = self._get(operation_id)
             if handoff.stage is Stage.PREPARED:
                 read = await self._authority.owner(handoff.vm_uid)

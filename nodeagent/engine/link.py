@@ -40,6 +40,7 @@ class Link:
         facts: HostFacts,
         observer: Observer,
         laid_down: Callable[[], AbstractAsyncContextManager[None]],
+        on_registered: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._endpoint = endpoint
@@ -48,6 +49,7 @@ class Link:
         self._facts = facts
         self._observer = observer
         self._laid_down = laid_down
+        self._on_registered = on_registered
         self._clock = clock
         self.incarnation = ""
         self.registered = asyncio.Event()
@@ -71,6 +73,7 @@ class Link:
                 sent = await self._inventory.collect()
                 registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
         self.incarnation = registration.incarnation
+        self._on_registered()
         self.registered.set()
         log.info("registered", incarnation=self.incarnation)
         counter, sent_s = 0, self._clock.monotonic_s()

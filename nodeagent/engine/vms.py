@@ -17,7 +17,7 @@ from hostler.server.clock import Clock
 from nodeagent.core.definitions import Command, Definition
 from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
 from nodeagent.core.observed import CopyTag, DomainView, Power
-from nodeagent.engine.heeding import heed, not_buried
+from nodeagent.engine.heeding import heard, heed, not_buried
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import EventKind, HostFacts, Hypervisor, OwnerAuthority, Volumes
@@ -119,7 +119,7 @@ class HostVMs:
 
     async def admit(self, definition: Definition) -> None:
         """Take the definition into the ledger, on disk before it counts; raises NoCapacity. A VM that is there already is not charged again."""
-        self._not_laying_down()
+        self._takes_in()
         async with self._state.ledger_lock:
             if definition.spec.vm_uid not in self._state.definitions:
                 short = misfit(await self.account(), definition.spec)
@@ -147,7 +147,7 @@ class HostVMs:
     async def start(self, command: Command) -> VMStatus:
         """Let the VM run under the command's epoch, if the owner record says so when the domain exists."""
         async with self._state.vm_lock(command.vm_uid):
-            self._not_laying_down()
+            self._takes_in()
             definition = await self._judge(command)
             domain = await self._hypervisor.domain(command.vm_uid)
             if domain is not None and not _is_copy_of(domain, command.epoch):
@@ -283,7 +283,8 @@ class HostVMs:
             await self._state.bury(command.vm_uid, command.rank)
         await self._judge(command)
 
-    def _not_laying_down(self) -> None:
+    def _takes_in(self) -> None:
+        heard(self._state, self._node_id)
         if self._state.laying_down:
             raise FailedPrecondition(
                 Reason.NODE_FENCED,

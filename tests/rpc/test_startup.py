@@ -1,5 +1,7 @@
 """A daemon that cannot start says why in one line and exits non-zero; it never prints a traceback at an operator."""
 
+import grp
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from hostler.server import pki
 from hostler.server.identity import Principal, PrincipalKind
+from nodeagent.adapters.state_directory import alone_in
 
 TIMEOUT_S = 60
 DAEMONS = ("scheduler", "nodeagent")
@@ -68,3 +71,17 @@ def test_a_cluster_agent_without_schedulers(tmp_path: Path, tls: str) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(tls)
     assert "schedulers" in refused(start("nodeagent", config))
+
+
+def test_an_agent_beside_one_that_has_not_ended(tmp_path: Path, tls: str) -> None:
+    """An old agent that was stopped by a signal, and wakes beside the new one: it acts on what it decided before, on the same guests."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'schedulers = ["127.0.0.1:1"]\nlisten = "127.0.0.1:0"\nstate_dir = "{tmp_path}/state"\ntunnel_dir = "{tmp_path}/tunnel"\n'
+        f'qemu_group = "{grp.getgrgid(os.getgid()).gr_name}"\n{tls}'
+    )
+    with alone_in(tmp_path / "state"):
+        line = refused(start("nodeagent", config))
+    assert f"in use by process {os.getpid()}" in line
+    with alone_in(tmp_path / "state"):
+        assert (tmp_path / "state" / ".lock").read_text() == str(os.getpid())

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -11,15 +12,18 @@ from client import CALL_S, Client
 from devcluster.cluster import DevCluster
 from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
+from hostler.errors import Reason, Unavailable
 from hostler.model.domain import DomainSpec
 from hostler.model.node import NodeReport
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_migration import MigrationFault
+from nodeagent.core.definitions import Command
 from nodeagent.core.observed import CopyTag, DomainView
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.link import Link
-from nodeagent.ports import Registration
+from nodeagent.engine.vms import HostVMs
+from nodeagent.ports import AuthorityUnavailable, Registration
 from scheduler.engine import liveness
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
@@ -177,7 +181,7 @@ async def test_a_start_in_the_hands_of_a_fenced_agent_runs_nothing_once_it_is_he
     vm = await client.made("web-1")
     await client.wait(await client.vms.StopVM(vms_pb2.StopVMRequest(name=vm.name, force=True), timeout=CALL_S))
     home = vm.node.removeprefix("nodes/")
-    port, create, session, lock = cluster.agents[home].port, SimHypervisor.create_paused, Link._session, HostState.vm_lock
+    create, session, beat, lock = SimHypervisor.create_paused, Link._session, GrpcScheduler.beat, HostState.vm_lock
     creating, may_create, may_register, waits_for_the_start = (asyncio.Event() for _ in range(4))
 
     async def slow(self: SimHypervisor, spec: DomainSpec, tag: CopyTag, paths: Mapping[str, str]) -> DomainView:
@@ -189,6 +193,11 @@ async def test_a_start_in_the_hands_of_a_fenced_agent_runs_nothing_once_it_is_he
         await may_register.wait()
         await session(self)
 
+    async def unheard(self: GrpcScheduler, incarnation: str, counter: int, report: NodeReport | None) -> bool:
+        if self._node_id == home and not may_register.is_set():
+            raise AuthorityUnavailable("cut off")
+        return await beat(self, incarnation, counter, report)
+
     def asked_for(self: HostState, vm_uid: str) -> asyncio.Lock:
         if may_register.is_set():
             waits_for_the_start.set()
@@ -198,11 +207,8 @@ async def test_a_start_in_the_hands_of_a_fenced_agent_runs_nothing_once_it_is_he
     monkeypatch.setattr(Link, "_session", later)
     starting = await client.vms.StartVM(vms_pb2.StartVMRequest(name=vm.name), timeout=CALL_S)
     await asyncio.wait_for(creating.wait(), TIMEOUT_S)
-    await cluster.agents[home].kill()
+    monkeypatch.setattr(GrpcScheduler, "beat", unheard)
     await until(client, home, health=node_pb2.Node.SILENT)
-    creating.clear()
-    await cluster.start_agent(home, port)
-    await asyncio.wait_for(creating.wait(), TIMEOUT_S)
     fencing = await fence(client, home)
     monkeypatch.setattr(HostState, "vm_lock", asked_for)
     may_register.set()
@@ -241,3 +247,35 @@ async def test_a_vm_that_is_started_elsewhere_just_before_its_node_is_heard_is_f
     async with asyncio.timeout(TIMEOUT_S):
         while list((cluster.directory / "state" / home / "vms").glob("*")):  # noqa: ASYNC110 a file has no event
             await asyncio.sleep(LOOK_S)
+
+
+async def test_an_agent_that_no_scheduler_has_heard_yet_takes_nothing_in(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two running copies: a command from before the fence reaches the agent of a host that has its power again, and has not learned of the fence."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = await power_off(client, cluster, home)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    cluster.world.hosts[home].boot_host()
+    agents: list[HostVMs] = []
+    refused: list[Reason] = []
+    make, register = HostVMs.__init__, GrpcScheduler.register
+
+    def noted(self: HostVMs, *parts: Any) -> None:  # noqa: ANN401 whatever it is made of
+        make(self, *parts)
+        agents.append(self)
+
+    async def after_a_command(self: GrpcScheduler, boot_id: str, endpoint: str, report: NodeReport, **how: bool) -> Registration:
+        if not refused:
+            with pytest.raises(Unavailable) as early:
+                await agents[0].start(Command("op-late", vm.uid, vm.epoch, 1, 1))
+            refused.append(early.value.reason)
+        return await register(self, boot_id, endpoint, report, **how)
+
+    monkeypatch.setattr(HostVMs, "__init__", noted)
+    monkeypatch.setattr(GrpcScheduler, "register", after_a_command)
+    await cluster.start_agent(home, port)
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    assert refused == [Reason.NODE_UNREACHABLE]
+    assert cluster.world.guest(vm.uid).executing == ()

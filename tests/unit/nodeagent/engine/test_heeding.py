@@ -9,7 +9,7 @@ from hostler.model.domain import DomainSpec, ServiceClass
 from nodeagent.adapters.state_directory import StateDirectory
 from nodeagent.core.definitions import Command, Definition, Rank
 from nodeagent.engine import host_state
-from nodeagent.engine.heeding import heed, not_buried
+from nodeagent.engine.heeding import heard, heed, not_buried
 from nodeagent.engine.host_state import HostState
 
 UID = "uid-1"
@@ -83,3 +83,11 @@ async def test_a_host_without_a_store_keeps_nothing(state: HostState, tmp_path: 
     """A standalone host's commands come from itself."""
     await state.bury("uid-9", Rank(4, 0))
     assert not StateDirectory(tmp_path).load(host_state.GONE)
+
+
+async def test_nothing_is_taken_in_by_an_agent_that_was_not_heard(state: HostState) -> None:
+    """Refused once it was: no VM starts on that host any more."""
+    heard(state, "n1")
+    state.heard = False
+    with pytest.raises(Unavailable):
+        heard(state, "n1")
