@@ -30,7 +30,7 @@ generate: setup ## write the API code from the .proto files
 	$(PY) deploy/generate_api.py
 
 check: setup ## lint, types, contracts, unit, golden, rpc; no root; < 2 minutes on two cores
-	@deploy/beside.sh "$(MAKE) --no-print-directory lint types proto-lint" 'pytest -q -n 4 --dist worksteal --hypothesis-profile=fast -m "not lab and not etcd and not slow"'
+	@deploy/beside.sh "$(MAKE) --no-print-directory lint types proto-lint" 'pytest -q -n 8 --dist worksteal --hypothesis-profile=fast -m "not lab and not etcd and not slow"'
 
 test: check lab-free ## check + one pass of the lab: real etcd, libvirt, QEMU; as root, < 25 minutes
 	status=0; pytest -q -m "(lab or etcd) and not slow" || status=$$?; deploy/lab_free.sh; exit $$status

@@ -5,6 +5,7 @@ the run fail. So a check cannot disappear silently because a tool is missing.
 """
 
 from collections import Counter, defaultdict
+from hashlib import md5
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def _unlisted(reporter: pytest.TerminalReporter) -> list[pytest.TestReport]:
 def _area(report: pytest.TestReport) -> str:
     """Its directory below `tests`."""
     return "/".join(report.nodeid.split("::")[0].split("/")[1:-1])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, modules run in an order that mixes those that wait with those that reckon, the longest tests first: in the directories' order the
+    waiting was left for the end. Within a module, and in a run that is not side by side, the order is kept."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: ("/simulate/" not in item.nodeid, md5(item.nodeid.partition("::")[0].encode()).digest()))
 
 
 @pytest.hookimpl(trylast=True)

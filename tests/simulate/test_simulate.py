@@ -42,6 +42,7 @@ def test_a_seed_keeps_every_promise_and_is_the_same_each_time() -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_guard_that_is_taken_out_is_noticed() -> None:
     """A simulation that would say that all is well whatever the product does."""

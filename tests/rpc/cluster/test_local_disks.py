@@ -98,6 +98,7 @@ async def test_the_disk_goes_with_the_guest_and_leaves_nothing_behind(client: Cl
     assert (files(cluster), charged(cluster)) == ({}, {})
 
 
+@pytest.mark.slow
 async def test_a_volume_with_a_charge_of_its_own_takes_it_along(client: Client, cluster: DevCluster) -> None:
     """Space that is charged twice after a move, or not at all, because the volume was made apart from its VM."""
     request = volumes_pb2.CreateVolumeRequest(volume_id="data", volume=volume_pb2.Volume(pool="pools/local", node="nodes/n1", size_mib=96))
@@ -168,6 +169,7 @@ async def test_a_cancelled_copy_leaves_no_file(client: Client, cluster: DevClust
     await moved(client)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [MigrationFault.FAILS_MIDWAY, MigrationFault.FINISH_REPLY_LOST, MigrationFault.RESULT_LOST])
 async def test_whatever_becomes_of_the_copy_one_file_is_left_and_it_is_the_newest(
     fault: MigrationFault, client: Client, cluster: DevCluster
@@ -182,6 +184,7 @@ async def test_whatever_becomes_of_the_copy_one_file_is_left_and_it_is_the_newes
     assert charged(cluster) == {node: 64}
 
 
+@pytest.mark.slow
 async def test_a_destination_that_loses_its_power_after_the_commit_has_the_disk(client: Client, cluster: DevCluster) -> None:
     """A VM whose only good copy is removed because the guest's memory was lost."""
     await made(client)
@@ -200,6 +203,7 @@ async def test_a_destination_that_loses_its_power_after_the_commit_has_the_disk(
         assert started.state == SUCCEEDED, started.error.message
 
 
+@pytest.mark.slow
 async def test_what_a_fenced_destination_has_is_removed_when_it_is_back(
     client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
