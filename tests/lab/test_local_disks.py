@@ -140,6 +140,7 @@ async def test_a_guest_and_its_disk_move_and_nobody_notices(stage: Stage) -> Non
     assert after.disk_foreign == 0, "somebody else wrote to the disk"
 
 
+@pytest.mark.slow
 @emulated
 async def test_a_cancelled_copy_leaves_the_guest_and_its_disk(stage: Stage) -> None:
     """A cancel that stops the guest, loses its disk, or leaves half a one on the other host."""

@@ -22,7 +22,7 @@ from hostlerlab.lab import Lab, default_specs
 from tests.explore.acceptance import MET, judge
 from tests.explore.recorder import record
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
 BACK_S = 60.0
 FOLDER = Path("build/recorded")

@@ -61,6 +61,7 @@ async def test_a_guest_takes_its_local_disk_along(rig: Rig) -> None:
     assert await counts_on(rig, vm, 1) > before
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION, Capability.SIGNALS, Capability.LOCKS)
 async def test_a_source_whose_own_lock_is_free_has_copied_everything(rig: Rig) -> None:
     """The commit rests on it: frozen, switched over and its file let go of, and yet a write that is not at the destination."""
@@ -82,6 +83,7 @@ async def test_a_source_whose_own_lock_is_free_has_copied_everything(rig: Rig) -
     assert await power(rig, vm, 1) is Power.RUNNING
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION, Capability.LOCKS)
 async def test_the_source_holds_its_file_until_the_copy_is_whole(rig: Rig) -> None:
     """A lock that is let go of at the guest's stop, when its last writes are still under way, would prove too much."""
@@ -98,6 +100,7 @@ async def test_the_source_holds_its_file_until_the_copy_is_whole(rig: Rig) -> No
     assert seen
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION)
 async def test_progress_tells_the_bytes_of_the_disk_first(rig: Rig) -> None:
     """A copy of a disk that nobody sees moving is cancelled by somebody."""
@@ -117,6 +120,7 @@ async def test_progress_tells_the_bytes_of_the_disk_first(rig: Rig) -> None:
     assert done == sorted(done)
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION)
 async def test_a_disk_of_its_own_is_not_taken_for_a_shared_one(rig: Rig) -> None:
     """Without the copy the guest would go on with an empty disk: it has to be refused, whoever forgot to ask for it."""
@@ -128,6 +132,7 @@ async def test_a_disk_of_its_own_is_not_taken_for_a_shared_one(rig: Rig) -> None
     assert await power(rig, vm, 1) is None
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION, Capability.LOCKS)
 async def test_an_aborted_copy_leaves_the_source_with_its_disk(rig: Rig) -> None:
     """An abort that took the guest's disk from it, or left the other file open."""
@@ -147,6 +152,7 @@ async def test_an_aborted_copy_leaves_the_source_with_its_disk(rig: Rig) -> None
     assert await locks(rig, vm, 1) is Locks.FREE
 
 
+@pytest.mark.slow
 @needs(Capability.MIGRATION, Capability.SIGNALS, Capability.GUEST)
 async def test_a_destination_that_dies_while_the_disk_is_copied_costs_nothing(rig: Rig) -> None:
     """A write that was reported done because it reached a copy that is no more."""
