@@ -207,7 +207,7 @@ class IncomingHandoffs:
         if handoff is None:
             return
         lock = self._state.vm_lock(handoff.vm_uid)
-        if read is None or lock.locked() or not may_resume_arrival(read.owner, self._node_id, operation_id):
+        if read is None or not self._state.heard or lock.locked() or not may_resume_arrival(read.owner, self._node_id, operation_id):
             return
         try:
             async with lock:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hostler.errors import Unavailable
 from hostler.model.copy import Stage
 from hostler.model.domain import DomainSpec, ServiceClass
 from hostler.model.owner import Owner, OwnerRead, OwnerState
@@ -142,6 +143,17 @@ async def test_an_answer_that_would_have_to_wait_for_its_turn_is_not_acted_on(tm
             authority.let.set()
             await ended("commit op-2")
         assert await here.power() is Power.PAUSED
+
+
+async def test_an_agent_that_no_scheduler_has_heard_yet_resumes_nothing_by_itself(tmp_path: Path) -> None:
+    """A host that was fenced while no agent ran there, and does not know it yet: its VM may have been started elsewhere."""
+    async with destination(Answers(COMMITTED), tmp_path) as here:
+        here.state.heard = False
+        assert await here.incoming.await_arrival("op-2")
+        await ended("commit op-2")
+        assert await here.power() is Power.PAUSED
+        with pytest.raises(Unavailable):
+            await here.incoming.resume_if_committed("op-2")
 
 
 async def test_a_copy_that_something_happened_to_is_looked_at_again(tmp_path: Path) -> None:
