@@ -57,6 +57,8 @@ class SimDomain:
     """As it was made, with what was changed by hand since."""
     received_bytes: int = 0
     """If it arrived by a migration."""
+    leaving: bool = False
+    """The daemon has written down that it migrated away, and is ending it."""
 
     def shape(self) -> DomainShape:
         return replace(self.made, tag=self.tag, suspended=self.power is Power.PAUSED)
@@ -165,7 +167,9 @@ class SimHost:
         self._changed()
 
     def restart_daemon(self) -> None:
-        """A new daemon finds the domains that are still there."""
+        """A new daemon finds the domains that are still there, and ends those that its predecessor was ending."""
+        for process in [domain.process for domain in self.domains.values() if domain.leaving]:
+            self.world.end_process(process)
         self.domains = {uid: domain for uid, domain in self.domains.items() if not domain.process.dead}
         self.up = True
         self.events.publish(self.world.event(EventKind.CONNECTION_BACK, ""))
@@ -352,6 +356,11 @@ class SimHost:
         self.world.spawn(job.run(), f"{self.node_id} migrate {vm_uid}")
         return job
 
+    def begin_leaving(self, domain: SimDomain) -> None:
+        """The last step of its migration is confirmed: written down, and not to be taken back."""
+        domain.leaving = True
+        self.records[domain.uuid].append(EventKind.STOPPED_MIGRATED)
+
     def lose_process(self, process: SimProcess, kind: EventKind) -> None:
         """The process is gone, and its domain with it, for the reason that the event names."""
         if process.dead:
@@ -360,7 +369,8 @@ class SimHost:
         domain = self.domains.get(process.vm_uid)
         if domain is not None and domain.process is process:
             del self.domains[process.vm_uid]
-            if self.up:
+            kind = EventKind.STOPPED_MIGRATED if domain.leaving else kind
+            if self.up and not domain.leaving:
                 self.records[process.vm_uid].append(EventKind.STOPPED if kind is EventKind.DESTROYED else kind)
             self.publish(kind, process.vm_uid)
         self._changed()

@@ -303,7 +303,10 @@ class MigrationJob:
             raise HypervisorUnavailable("The connection to the simulated hypervisor was lost.")
 
     async def _reap(self) -> None:
+        """The daemon writes down why it ends the source, then ends it; it does so after its own restart too."""
         times, process = self._world.times, self._domain.process
+        if self._source.up:
+            self._source.begin_leaving(self._domain)
         await self._world.clock.sleep(times.reap_s)
         if process.stopped and not process.dead:
             await self._world.clock.sleep(max(0.0, times.reap_stopped_s - times.reap_s))

@@ -5,7 +5,8 @@ The owner record decides first, because it alone is true for everybody:
   - ours, RUNNING, our epoch: the handoff was aborted. The copy goes on, and only now (abort before continue).
   - ours, STOPPED: a person has proved that this host is off, and was wrong. The copy must not run: kill it.
   - ours, HANDOFF by this operation: go on. Once the copy has arrived: freeze, inspect while frozen, commit. A commit is asked for only when the
-    frozen source is switched over and holds no lock, or when the hypervisor says that it is gone because it migrated away.
+    frozen source is switched over and holds no lock, or when the hypervisor says that it is gone because it migrated away, or that it
+    is about to end it for that reason (written down, never taken back) and it is frozen and switched over.
   - not known now: change nothing.
 There is no memory but the arguments, so a restarted agent takes the same decisions.
 
@@ -52,6 +53,9 @@ class Evidence:
     """The disks have no lock that can be asked: inspection proves nothing, the hypervisor's word that it migrated away is waited for."""
     settled: bool = False
     """The failed call is long over, and the hypervisor, asked now, still has the copy switched over and no job for it: no word will come."""
+    leaving: bool = False
+    """The hypervisor has written down, since this copy began, that it ends the domain because it migrated away. Its process may be there still:
+    to end it takes seconds."""
 
 
 class Act(StrEnum):
@@ -111,14 +115,17 @@ def _go_on(evidence: Evidence) -> Act:
         return Act.FAIL
     if evidence.copying is Copying.NOT_BEGUN and not evidence.frozen and evidence.copy is Copy.RUNNING:
         return Act.BEGIN_COPY
-    if evidence.arrived or evidence.frozen or evidence.copying is Copying.RETURNED:
+    if evidence.arrived or evidence.frozen or evidence.leaving or evidence.copying is Copying.RETURNED:
         return _await_word(evidence) if evidence.lockless else _inspect(evidence)
     return Act.WAIT if evidence.copying is Copying.RUNNING else Act.FAIL
 
 
 def _await_word(evidence: Evidence) -> Act:
     """Without locks only the hypervisor's word counts, that it migrated away. It can still come while the call runs, or until the copy has settled
-    as switched over: then the source, which is the newest and still the owner's, is to go on."""
+    as switched over: then the source, which is the newest and still the owner's, is to go on. Written down it counts before the process has ended:
+    nothing that the hypervisor does after it lets the source run. It is frozen all the same, against whoever is not the hypervisor."""
+    if evidence.leaving and evidence.copy is Copy.SWITCHED:
+        return Act.COMMIT if evidence.frozen else Act.FREEZE
     to_come = evidence.copying in (Copying.RUNNING, Copying.RETURNED) or (evidence.copy is Copy.SWITCHED and not evidence.settled)
     return Act.WAIT if to_come else Act.FAIL
 

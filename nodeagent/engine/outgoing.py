@@ -55,6 +55,10 @@ END_OF_CALL_S = 30.0
 SETTLE_S = 30.0
 """After a failed call libvirt may still be ending the source: 1-2 s, 10 s for a stopped QEMU (measured), and its keepalive of 8 s before."""
 
+WORD_LOOK_S = 0.01
+"""Without locks the guest waits for a line in libvirt's record of the domain, which comes some milliseconds after the copy's arrival: a look is one
+small read. Only while the call runs; afterwards a look at each TICK_S."""
+
 UNSETTLED = (
     "The disks have no locks and the hypervisor of {node_id} does not answer, so nobody can tell whether the source's copy has ended. "
     "Make libvirtd on {node_id} answer (restarting it harms no guest), or power that node off."
@@ -77,6 +81,7 @@ class _Run:
     arrival_task: "asyncio.Task[None] | None" = None
     told_task: "asyncio.Task[None] | None" = None
     arrived: bool = False
+    leaving: bool = False
     looked_about_s: float = 0.0
     locks: Locks | None = None
     lockless: bool = False
@@ -228,6 +233,8 @@ class OutgoingHandoffs:
     async def _drive(self, run: _Run) -> None:
         operation_id, vm_uid = run.handoff.operation_id, run.handoff.vm_uid
         run.lockless = await self._lockless(run.spec, run.handoff)
+        if run.lockless and run.copying is Copying.FAILED:
+            run.arrival_task = self._task(self._hear_of_leaving(run), f"word on {operation_id}")
         try:
             async with self._observer.waking(vm_uid) as waker:
                 run.wake = waker
@@ -258,7 +265,9 @@ class OutgoingHandoffs:
             run.ended = True
             return
         frozen = self._hypervisor.is_frozen(run.handoff.vm_uid)
-        act = next_act(run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless, settled))
+        act = next_act(
+            run.handoff, Evidence(run.owner, copy, frozen, run.copying, run.arrived, run.locks, run.lockless, settled, run.leaving)
+        )
         if act is not Act.WAIT:
             log.info("handoff", operation=run.handoff.operation_id, act=act.value, copy=copy.value, frozen=frozen)
         match act:
@@ -367,10 +376,22 @@ class OutgoingHandoffs:
                 if await self._peer.await_arrival(handoff.operation_id, handoff.destination_node_id, handoff.destination_endpoint):
                     run.arrived = True
                     run.wake.set()
-                    return
+                    break
                 await asyncio.sleep(TICK_S)
             except PeerUnavailable:
                 await asyncio.sleep(TICK_S)
+        if run.lockless:
+            await self._hear_of_leaving(run)
+
+    async def _hear_of_leaving(self, run: _Run) -> None:
+        """Until libvirt has written down that it ends the source because it migrated away."""
+        while not run.leaving:
+            written = await self._hypervisor.recorded_ending(run.handoff.vm_uid, run.handoff.record_mark)
+            if _ending(written) is Ending.MIGRATED:
+                run.leaving = True
+                run.wake.set()
+            else:
+                await asyncio.sleep(WORD_LOOK_S if run.copying is Copying.RUNNING else TICK_S)
 
     async def _commit(self, run: _Run) -> None:
         """H5iii. The outcome decides, whoever won; while nobody answers the guest stays as it is and we ask again."""

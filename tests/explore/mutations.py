@@ -94,6 +94,17 @@ def _gone_is_enough(handoff: Outgoing, told: Ending, written: Ending, copying: C
     return Copy.GONE_MIGRATED if handoff.stage is not Stage.PREPARED else Copy.ABSENT
 
 
+def _arrival_is_word(handoff: Outgoing, evidence: Evidence) -> Act:
+    """Without locks, a copy that has arrived is taken for libvirt's word that the source is ended."""
+    return next_act(handoff, replace(evidence, leaving=evidence.leaving or evidence.arrived))
+
+
+def _word_unfrozen(handoff: Outgoing, evidence: Evidence) -> Act:
+    """Libvirt's word that it ends the source is enough, whether it is frozen or not."""
+    act = next_act(handoff, evidence)
+    return Act.COMMIT if act is Act.FREEZE and evidence.lockless else act
+
+
 def _register_at_once(
     state: ClusterState, report: NodeReport, boot_id: str, endpoint: str, laid_down: bool = False
 ) -> tuple[NodeRecord, Transaction | None]:
@@ -120,6 +131,11 @@ def _same_epoch(state: ClusterState, request: Request, vm_id: str, etag: str, po
 
 
 REDUNDANT: Mapping[str, Configuration] = {
+    "word-unfrozen": Configuration(
+        Rules(lockless=True, next_act=_word_unfrozen),
+        Budget(libvirt=1, agents=1),
+        why="without locks the source is not frozen before the commit: redundant as long as libvirt keeps its word, and nobody resumes by hand",
+    ),
     "commit-by-operation": Configuration(
         Rules(commit_handoff=_commit_by_operation),
         Budget(agents=1, moves=(1, 1)),
@@ -150,6 +166,12 @@ MUTATIONS: Mapping[str, Configuration] = {
     ),
     "no-freeze": Configuration(Rules(next_act=_no_freeze), Budget(libvirt=1), "I7", "inspected while it can run on"),
     "no-inspection": Configuration(Rules(next_act=_no_inspection), Budget(libvirt=1), "I2", "an event instead of the locks"),
+    "arrival-is-word": Configuration(
+        Rules(lockless=True, next_act=_arrival_is_word),
+        Budget(libvirt=1),
+        "I2",
+        "without locks, the copy's arrival instead of libvirt's word",
+    ),
     "no-paused-arrival": Configuration(Rules(arrives_paused=False), Budget(), "I7", "libvirt lets the copy run at once"),
     "any-arrival": Configuration(Rules(may_resume_arrival=_any_arrival), Budget(messages=1), "I7", "a message is believed"),
     "any-owned-arrival": Configuration(Rules(may_resume_arrival=_any_owned_arrival), Budget(messages=1), "I7", "HANDOFF is enough"),

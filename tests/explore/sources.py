@@ -116,6 +116,8 @@ class SourceMoves:
             copy = there.copy_of(drive.op)
             if there.up and copy is not None and copy.has is not Has.INCOMING:
                 yield Move(f"{who} hears that the copy has arrived", now(replace(drive, arrived=True)))
+        if self._rules.lockless and host.record is Ending.MIGRATED and handoff.mark and not drive.leaving and drive.at is not At.ENDING:
+            yield Move(f"{who} reads that libvirt ends the source", now(replace(drive, leaving=True)))
         match drive.at:
             case At.TOP if memory.switched and memory.ending is Ending.UNTOLD:
                 yield from self._act(world, node, host, replace(drive, copy=Copy.SWITCHED), handoff)
@@ -149,7 +151,9 @@ class SourceMoves:
         frozen = domain is not None and domain.frozen
         over = domain is not None and domain.has is Has.SWITCHED and host.job is None
         settled = self._rules.lockless and drive.copy is Copy.SWITCHED and drive.copying is Copying.FAILED and over
-        evidence = Evidence(drive.owner, drive.copy, frozen, drive.copying, drive.arrived, drive.locks, self._rules.lockless, settled)
+        evidence = Evidence(
+            drive.owner, drive.copy, frozen, drive.copying, drive.arrived, drive.locks, self._rules.lockless, settled, drive.leaving
+        )
         act = self._rules.next_act(handoff.record, evidence)
         top = replace(drive, at=At.TOP, copy=Copy.UNKNOWN, told=Ending.UNTOLD, looked=Copying.NOT_BEGUN)
         idle = driven(host, top)

@@ -267,6 +267,8 @@ class Drive(Value, frozen=True):
     locks: Locks | None = None
     looked: Copying = Copying.NOT_BEGUN
     """What `copying` was when the look at the copy began."""
+    leaving: bool = False
+    """It has read that libvirt ends the source because it migrated away."""
 
 
 class Memory(Value, frozen=True):

@@ -62,6 +62,8 @@ class Checker:
         self._epochs: dict[str, tuple[int, str]] = {}
         self._done: dict[str, asyncio.Future[None]] = {}
         self._moved: dict[str, asyncio.Event] = {}
+        self.moves: dict[Callable[[OperationRecord], None], None] = {}
+        """Told of every operation that enters a phase."""
 
     # ---- telling
 
@@ -229,6 +231,8 @@ class Checker:
         if before is not None and before.done and before != now:
             self.broken(f"operation {now.operation_id} ended {before.state.value} and was written again")
         if before is not None and before.phase != now.phase:
+            for told in tuple(self.moves):
+                told(now)
             if now.operation_id in self._moved:
                 self._moved[now.operation_id].set()
             self.hit[f"step {verb}: {before.phase} -> {now.phase}"] += 1

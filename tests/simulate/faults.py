@@ -11,14 +11,14 @@ from typing import Any
 
 import grpc.aio
 
-from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc
+from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc, operations_pb2, operations_pb2_grpc
 from hostler.internal.v1 import peer_pb2, peer_pb2_grpc
 from hostler.model.owner import OwnerState
 from hostler.server.identity import Principal, PrincipalKind
 from nodeagent.adapters.sim_migration import MigrationFault
 from nodeagent.core.observed import Power
 from scheduler.adapters.memory_store import Fault
-from scheduler.core.records import LEADER, NodeState, VMRecord
+from scheduler.core.records import LEADER, NodeState, OperationRecord, Verb, VMRecord
 from tests.simulate.cluster import CLUSTER, NODES, PORT, REPLICAS, RESTART_S, Blow, SimCluster
 from tests.simulate.net import CALM, SimCall, SimChannel, Weather
 
@@ -80,6 +80,9 @@ class Faults:
             (3, self._watch_stalls),
             (2, self._no_tunnel),
             (4, self._creation_refused),
+            (4, self._cut_off_at_its_commit_and_cancelled),
+            (4, self._source_killed_and_its_hypervisor_silent),
+            (4, self._driver_killed_at_a_definition_and_cancelled),
             (6, self._source_killed_and_nobody_to_ask),
             (2, self._wall_clock_jumps),
         )
@@ -452,6 +455,72 @@ class Faults:
         await self._sleep(0.5, 6.0)
         for link in links:
             cluster.network.cut.pop(link, None)
+
+    async def _cut_off_at_its_commit_and_cancelled(self) -> None:
+        """The source stands frozen and its commit does not get through; meanwhile the migration is cancelled, and goes back."""
+        network, random = self._cluster.network, self._random
+        call = await self._departure("/CommitHandoff")
+        if call is None:
+            return
+        name, operation_id = call.caller_id, call.operation_id()
+        links = [frozenset((name, replica)) for replica in REPLICAS]
+        network.cut.update(dict.fromkeys(links, random.random() < 0.5))
+        self._fell("source cut off at its commit, and cancelled", f"{name} {operation_id[:6]}")
+        await self._cancel(operation_id)
+        await self._sleep(0.0, 6.0)
+        for link in links:
+            network.cut.pop(link, None)
+
+    async def _source_killed_and_its_hypervisor_silent(self) -> None:
+        """A migration is cancelled while its source's agent is gone; it comes back to a hypervisor that says nothing about the copy."""
+        cluster = self._cluster
+        call = await self._departure("/AwaitArrival")
+        if call is None or not cluster.lives(call.caller_id):
+            return
+        name, host = call.caller_id, cluster.world.hosts[call.caller_id]
+        self._fell("source killed, its hypervisor silent, and cancelled", f"{name} {call.operation_id()[:6]}")
+        cluster.kill(name)
+        host.hang()
+        await self._cancel(call.operation_id())
+        await asyncio.sleep(RESTART_S)
+        if name not in self._off and not cluster.lives(name):
+            cluster.start(name)
+        await self._sleep(0.5, 12.0)
+        host.unhang()
+
+    async def _driver_killed_at_a_definition_and_cancelled(self) -> None:
+        """Between two steps that follow each other at once, the driver dies and the creation is cancelled."""
+        checker = self._cluster.checker
+        defined: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def moved(operation: OperationRecord) -> None:
+            if (operation.verb, operation.phase) == (Verb.CREATE_VM, "DEFINED") and not defined.done():
+                defined.set_result(operation.operation_id)
+
+        checker.moves[moved] = None
+        try:
+            async with asyncio.timeout(30.0):
+                operation_id = await defined
+        except TimeoutError:
+            return
+        finally:
+            del checker.moves[moved]
+        name = self._leader()
+        if not self._cluster.lives(name):
+            return
+        self._fell("driver killed at a definition, and cancelled", f"{name} {operation_id[:6]}")
+        self._cluster.kill(name)
+        await self._cancel(operation_id)
+        await self._restart(name)
+
+    async def _cancel(self, operation_id: str) -> None:
+        """By a person who asks each replica until one answers."""
+        for replica in REPLICAS:
+            channel: Any = self._cluster.channel("admin", replica)
+            stub: Any = operations_pb2_grpc.OperationServiceStub(channel)
+            with suppress(grpc.aio.AioRpcError):
+                await stub.CancelOperation(operations_pb2.CancelOperationRequest(name=f"operations/{operation_id}"), timeout=5)
+                return
 
     def _destination_of(self, vm_uid: str) -> str:
         kept = self._cluster.checker.state.vm_by_uid(vm_uid)

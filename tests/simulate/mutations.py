@@ -64,6 +64,18 @@ def _gone_is_enough() -> AbstractContextManager[object]:
     return mock.patch.object(outgoing, "gone_copy", gone)
 
 
+def _arrival_is_word() -> AbstractContextManager[object]:
+    """Without locks, a copy that has arrived is taken for libvirt's word that it ends the source, which is then not looked at."""
+
+    def change(inner: Wrapped, handoff: Wrapped, evidence: Wrapped) -> Wrapped:
+        if not evidence.lockless or not evidence.arrived:
+            return inner(handoff, evidence)
+        standing = evidence.copy in (Copy.RUNNING, Copy.PAUSED)
+        return inner(handoff, replace(evidence, leaving=True, copy=Copy.SWITCHED if standing else evidence.copy))
+
+    return _act(change)
+
+
 def _any_owned_arrival() -> AbstractContextManager[object]:
     """COMMITTED by that very operation is not asked for: a handoff to the node, or that it owns the VM, is enough."""
 
@@ -152,6 +164,7 @@ MUTATIONS: Mapping[str, Missing] = {
     "no-inspection": Missing(_no_inspection, "moved_and_heard_late"),
     "failed-is-aborted": Missing(_failed_is_aborted, "source_killed_at_its_commit"),
     "gone-is-enough": Missing(_gone_is_enough, "moved_and_heard_late"),
+    "arrival-is-word": Missing(_arrival_is_word, "moved_and_heard_late"),
     "any-owned-arrival": Missing(_any_owned_arrival, "commit_told_that_was_not_made"),
     "no-read-before-resume": Missing(_no_read_before_resume, "old_commands"),
     "no-epochs": Missing(_no_epochs, "old_commands"),

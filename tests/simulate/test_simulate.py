@@ -4,10 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.simulate.loop import Stuck, VirtualLoop
+from tests.simulate.results import Results
+from tests.simulate.seed import Run
 
 SEEDS = "1-3"
 """Some seconds each; `make simulate` runs more."""
@@ -56,3 +60,14 @@ def test_a_loop_in_which_nobody_waits_for_the_clock_is_stuck() -> None:
     with pytest.raises(Stuck):
         loop.run_until_complete(loop.create_future())
     loop.close()
+
+
+def test_what_a_run_that_was_ended_has_kept_is_gone_on_with(tmp_path: Path) -> None:
+    """Hours of seeds that are lost with the process; or seeds of other code that are counted among those of this one."""
+    kept, run = tmp_path / "kept", Run(7, "", "digest", Counter({"row": 3}), 200, 5, 12.5, ())
+    Results(kept, {"code": "a"}).add(run)
+    with kept.open("a") as file:
+        file.write('{"seed": 8, "viol')
+    assert Results(kept, {"code": "a"}).runs == {7: run}
+    assert Results(kept, {"code": "b"}).runs == {}
+    assert Results(kept, {"code": "a"}).runs == {}

@@ -310,6 +310,32 @@ async def test_a_source_that_dies_during_the_copy_is_an_error_and_leaves_no_copy
     await until(rig, nothing_there, "the destination's half is gone", TIMEOUT_S)
 
 
+@needs(Capability.MIGRATION, Capability.SIGNALS)
+async def test_that_it_leaves_is_written_down_before_its_process_has_ended(rig: Rig) -> None:
+    """On a pool without locks the guest stands still for the seconds that the end of the source's process takes."""
+    vm, hypervisor = await started(rig), rig.hypervisor(0)
+    mark, events = await hypervisor.record_mark(vm.uid), rig.hypervisor(1).events()
+
+    async def written() -> bool:
+        return await hypervisor.recorded_ending(vm.uid, mark) is EventKind.STOPPED_MIGRATED
+
+    async with asyncio.TaskGroup() as group:
+        moving = group.create_task(migrate(rig, vm), name="migrate")
+        async with asyncio.timeout(TIMEOUT_S):
+            await hear(events, vm.uid, EventKind.ARRIVED)
+        assert hypervisor.freeze(vm.uid), "it ended before it could be frozen"
+        await until(rig, written, "it is written down", TIMEOUT_S)
+        assert hypervisor.is_frozen(vm.uid)
+        view = await hypervisor.domain(vm.uid)
+        assert view is not None
+        assert view.power is Power.SWITCHED
+        await hypervisor.kill(vm.uid)
+        await moving
+    await events.aclose()
+    assert await written()
+    assert await hypervisor.domain(vm.uid) is None
+
+
 async def _refused(rig: Rig, vm: ContractVM, mib_s: int) -> None:
     with pytest.raises((HypervisorRefused, HypervisorUnavailable)):
         await migrate(rig, vm, mib_s)

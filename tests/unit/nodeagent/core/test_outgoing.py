@@ -37,13 +37,14 @@ def evidence(
     locks: Locks | None = None,
     lockless: bool = False,
     settled: bool = False,
+    leaving: bool = False,
 ) -> Evidence:
-    return Evidence(record, copy, frozen, copying, arrived, locks, lockless, settled)
+    return Evidence(record, copy, frozen, copying, arrived, locks, lockless, settled, leaving)
 
 
 def every() -> Iterator[Evidence]:
     """Every combination of evidence, those that cannot happen included."""
-    for values in product(OWNERS, Copy, (False, True), Copying, (False, True), (None, *Locks), (False, True), (False, True)):
+    for values in product(OWNERS, Copy, (False, True), Copying, (False, True), (None, *Locks), *[(False, True)] * 3):
         yield Evidence(*values)
 
 
@@ -78,6 +79,18 @@ ROWS = [
     ("handoff, not running and nothing begun", evidence(copy=Copy.PAUSED, copying=Copying.NOT_BEGUN), Act.FAIL),
     ("lockless, arrived", evidence(copy=Copy.SWITCHED, arrived=True, lockless=True), Act.WAIT),
     ("lockless, gone because it migrated", evidence(copy=Copy.GONE_MIGRATED, arrived=True, lockless=True), Act.COMMIT),
+    ("lockless, libvirt is about to end it", evidence(copy=Copy.SWITCHED, arrived=True, lockless=True, leaving=True), Act.FREEZE),
+    (
+        "lockless, libvirt is about to end it, and it is frozen",
+        evidence(copy=Copy.SWITCHED, arrived=True, frozen=True, lockless=True, leaving=True),
+        Act.COMMIT,
+    ),
+    (
+        "lockless, libvirt is about to end it, and it was frozen by an earlier agent",
+        evidence(copy=Copy.SWITCHED, frozen=True, copying=Copying.FAILED, lockless=True, leaving=True),
+        Act.COMMIT,
+    ),
+    ("lockless, it runs, whatever is written", evidence(arrived=True, lockless=True, leaving=True), Act.WAIT),
     (
         "lockless, the call failed after the switch",
         evidence(copy=Copy.SWITCHED, arrived=True, copying=Copying.FAILED, lockless=True),
@@ -117,7 +130,8 @@ def test_a_commit_is_asked_for_only_with_proof() -> None:
     for known in every():
         if next_act(HANDOFF, known) is Act.COMMIT:
             proved = known.frozen and known.copy is Copy.SWITCHED and known.locks is Locks.FREE and not known.lockless
-            assert proved or known.copy is Copy.GONE_MIGRATED, known
+            told = known.frozen and known.copy is Copy.SWITCHED and known.leaving and known.lockless
+            assert proved or told or known.copy is Copy.GONE_MIGRATED, known
             assert known.owner is not None
             record = known.owner.owner
             assert (record.state, record.epoch, record.operation_id) == (OwnerState.HANDOFF, EPOCH, "op"), known
@@ -156,7 +170,7 @@ def test_a_guest_is_frozen_only_when_its_copy_may_be_there() -> None:
     """Downtime for nothing: a guest stopped before there is anything to commit."""
     for known in every():
         if next_act(HANDOFF, known) is Act.FREEZE:
-            assert known.arrived or known.copying is Copying.RETURNED, known
+            assert known.arrived or known.copying is Copying.RETURNED or known.leaving, known
             assert known.owner == OURS, known
             assert not known.frozen, known
 

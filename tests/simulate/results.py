@@ -1,0 +1,46 @@
+"""What each seed came to, kept in a file, so that a run of hours can be ended and gone on with; of one
+state of the code, and one way of running it, alone."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.simulate.seed import Run
+
+ROOTS = ("nodeagent", "scheduler", "client/python/hostler", "tests/simulate")
+"""What a seed's outcome depends on, of this project."""
+
+
+def code_digest(root: Path) -> str:
+    """Of every Python file that a seed may run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in ROOTS:
+        for file in sorted((root / part).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+class Results:
+    """`path`: a line of JSON for each seed, after one that is `of`. What is of something else is begun anew."""
+
+    def __init__(self, path: Path, of: Mapping[str, object]) -> None:
+        self.path = path
+        self.runs: dict[int, Run] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        if not lines or json.loads(lines[0]) != of:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(of) + "\n")
+            return
+        for line in lines[1:]:
+            try:
+                said = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written when the run was ended
+            self.runs[said["seed"]] = Run(**{**said, "hit": Counter(said["hit"]), "story": ()})
+
+    def add(self, run: Run) -> None:
+        fields = ("seed", "violation", "digest", "hit", "operations", "faults", "virtual_s")
+        with self.path.open("a") as file:
+            file.write(json.dumps({name: getattr(run, name) for name in fields}) + "\n")
