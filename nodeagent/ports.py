@@ -185,7 +185,7 @@ class Hypervisor(Protocol):
 
     async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
         """How its domain ended since that mark, for somebody who missed the event: STOPPED, STOPPED_MIGRATED or CRASHED. None: the record does
-        not say, or began anew since the mark, or a domain was started after that end."""
+        not say, or began anew since the mark, or a domain was started after that end. Raises HypervisorUnavailable."""
 
     async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
         """What the running guest asks of a host that is to receive it; None: there is none."""

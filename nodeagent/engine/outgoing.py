@@ -386,7 +386,10 @@ class OutgoingHandoffs:
     async def _hear_of_leaving(self, run: _Run) -> None:
         """Until libvirt has written down that it ends the source because it migrated away."""
         while not run.leaving:
-            written = await self._hypervisor.recorded_ending(run.handoff.vm_uid, run.handoff.record_mark)
+            try:
+                written = await self._hypervisor.recorded_ending(run.handoff.vm_uid, run.handoff.record_mark)
+            except HypervisorUnavailable:
+                written = None
             if _ending(written) is Ending.MIGRATED:
                 run.leaving = True
                 run.wake.set()
