@@ -16,9 +16,9 @@ from hostler.server.clock import SystemClock
 from hostler.server.tls import TlsFiles, load
 from hostlerlab.cluster import LabCluster, lab_cluster
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
-from hostlerlab.hosts import SHARED_POOL, STATE_DIR
+from hostlerlab.hosts import STATE_DIR
 from hostlerlab.lab import Lab, default_specs
+from hostlerlab.ready import HOSTS, put_image
 
 HERE = Path(__file__).parent
 BUILD = Path("build").resolve()
@@ -88,13 +88,10 @@ class Real:
 
 async def play(teller: story.Teller) -> None:
     teller.chapter("The stage: guest image, three hosts with libvirt, shared storage, etcd, two schedulers, three agents")
-    images = build(BUILD / "guest")
-    lab = Lab(BUILD / "lab", default_specs(3))
+    lab = Lab(BUILD / "lab", default_specs(HOSTS))
     try:
         await asyncio.to_thread(lab.up, fresh=True)
-        host = next(iter(lab.hosts.values()))
-        host.run(["mkdir", "-p", str(SHARED_POOL / "images")])
-        host.run(["cp", str(images.linux.resolve()), str(SHARED_POOL / "images" / "guest.qcow2")])
+        await asyncio.to_thread(put_image, lab, BUILD)
         async with lab_cluster(lab, BUILD / "cluster") as cluster:
             stage = Real(lab, cluster)
             try:

@@ -13,16 +13,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import libvirt
-import libvirt_qemu
 import structlog
 from lxml import etree
 
 from hostler.model.domain import DomainSpec
 from hostler.server.clock import Clock, wall_ms
-from nodeagent.adapters import libvirt_errors, libvirt_migration, libvirt_reception, libvirt_record, libvirt_status
+from nodeagent.adapters import libvirt_domains, libvirt_errors, libvirt_migration, libvirt_reception, libvirt_record, libvirt_status
 from nodeagent.adapters.acceleration import measured_acceleration
 from nodeagent.adapters.image_locks import ImageLocks
 from nodeagent.adapters.libvirt_calls import Calls
@@ -31,7 +30,6 @@ from nodeagent.adapters.libvirt_events import QUEUE_EVENTS, EventFeed, EventHub,
 from nodeagent.adapters.qemu_process import QEMU_RUN_DIR, QemuProcesses
 from nodeagent.core import domain_shape, domain_xml
 from nodeagent.core.domain_xml import Acceleration, DomainSpecRefused
-from nodeagent.core.precopy import MOST_PERCENT
 from nodeagent.ports import (
     CopyTag,
     DomainEvent,
@@ -73,10 +71,6 @@ LONG_CALLS_MAX = 4
 CONNECTIONS_MAX = 8
 RECONNECT_FIRST_S, RECONNECT_LIMIT_S = 0.2, 5.0
 
-_NOT_OURS_CODES = frozenset({libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_OPERATION_INVALID})
-"""Of virDomainGetMetadata: there is none of ours, or the (transient) domain has just ended and libvirt is about to forget it."""
-_NO_JOB_CODES = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED})
-"""Of virDomainGetJobStats where no job can be: not running, or the destination of a migration."""
 _RECORDED_POWERS = {"running": Power.RUNNING, "paused": Power.PAUSED, "shutdown": Power.SHUTTING_DOWN, "crashed": Power.CRASHED}
 """By libvirt's word for a state, in its own record."""
 _GONE = "The VM has no domain on this host."
@@ -221,7 +215,7 @@ class LibvirtHypervisor:
 
     async def domain(self, vm_uid: str) -> DomainView | None:
         def ask(connection: libvirt.virConnect) -> DomainView | None:
-            domain = _lookup(connection, vm_uid)
+            domain = libvirt_domains.lookup(connection, vm_uid)
             view = None if domain is None else self._view(domain)
             return view if view is not None and view.tag is not None else None
 
@@ -319,7 +313,7 @@ class LibvirtHypervisor:
             raise HypervisorRefused(str(err)) from err
 
         def create(connection: libvirt.virConnect) -> DomainView:
-            if _lookup(connection, spec.vm_uid) is not None:
+            if libvirt_domains.lookup(connection, spec.vm_uid) is not None:
                 raise HypervisorRefused("The VM has a domain on this host already.")
             view = self._view(connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_VALIDATE))
             if view is None:
@@ -358,12 +352,12 @@ class LibvirtHypervisor:
     async def _destroy(self, vm_uid: str) -> None:
         if not self._processes.is_frozen(vm_uid):
             try:
-                await self._act("destroy", vm_uid, lambda connection: _destroy(connection, vm_uid), DESTROY_DEADLINE_S)
+                await self._act("destroy", vm_uid, lambda connection: libvirt_domains.destroy(connection, vm_uid), DESTROY_DEADLINE_S)
                 return
             except (HypervisorRefused, HypervisorUnavailable) as err:
                 log.warning("destroying through libvirt failed; killing", vm_uid=vm_uid, reason=err.detail)
         await self._processes.kill(vm_uid)
-        await self._act("reap", vm_uid, lambda connection: _destroy(connection, vm_uid), REAP_DEADLINE_S)
+        await self._act("reap", vm_uid, lambda connection: libvirt_domains.destroy(connection, vm_uid), REAP_DEADLINE_S)
 
     # -- past libvirt ------------------------------------------------------------------------------------------
 
@@ -394,15 +388,10 @@ class LibvirtHypervisor:
         copied: frozenset[str] = frozenset(),
     ) -> None:
         def migrate(connection: libvirt.virConnect) -> None:
-            domain = _ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
-            xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
-            targets = _targets(domain.XMLDesc(), copied)
-            parameters = libvirt_migration.parameters(sockets, xml, limits.bandwidth_mib_s, targets)
-            domain.migrateSetMaxDowntime(limits.downtime_ms)
-            libvirt_qemu.qemuMonitorCommand(domain, libvirt_migration.highest_throttle_command(MOST_PERCENT), 0)
-            domain.migrateToURI3(libvirt_migration.destination_uri(sockets), parameters, libvirt_migration.flags(targets))
+            libvirt_migration.migrate(domain, tag, disk_paths, sockets, limits, copied)
 
         lane = f"migrate {vm_uid}"
         if self._long_calls.lane_taken(lane):
@@ -413,51 +402,38 @@ class LibvirtHypervisor:
 
     async def abort_migration(self, vm_uid: str) -> None:
         def abort(connection: libvirt.virConnect) -> None:
-            domain = _ours(connection, vm_uid)
-            if domain is None or not _has_job(domain):
-                return
-            try:
-                domain.abortJob()
-            except libvirt.libvirtError as err:
-                if libvirt_errors.is_absent(err) or not _has_job(domain):
-                    return  # it ended between the two calls
-                raise
+            domain = libvirt_domains.ours(connection, vm_uid)
+            if domain is not None:
+                libvirt_migration.abort(domain)
 
         await self._ask("abort", vm_uid, abort)
 
     async def tune_migration(self, vm_uid: str, change: Tune) -> None:
         def tune(connection: libvirt.virConnect) -> None:
-            domain = _ours(connection, vm_uid)
-            job = None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
-            if domain is None or job is None:
-                raise HypervisorRefused("The VM is not being migrated.")
-            if change.bandwidth_mib_s is not None:
-                domain.migrateSetMaxSpeed(change.bandwidth_mib_s or libvirt_migration.UNLIMITED_MIB_S)
-            if change.max_downtime_ms is not None:
-                domain.migrateSetMaxDowntime(change.max_downtime_ms)
-            if change.throttle_percent is not None:
-                command = libvirt_migration.throttle_command(change.throttle_percent, job.throttle_percent)
-                libvirt_qemu.qemuMonitorCommand(domain, command, 0)
+            domain = libvirt_domains.ours(connection, vm_uid)
+            if domain is None:
+                raise HypervisorRefused(libvirt_migration.NOT_MIGRATED)
+            libvirt_migration.tune(domain, change)
 
         await self._ask("tune", vm_uid, tune)
 
     async def migration_progress(self, vm_uid: str) -> MigrationProgress | None:
         def ask(connection: libvirt.virConnect) -> MigrationProgress | None:
-            domain = _ours(connection, vm_uid)
-            return None if domain is None else libvirt_migration.progress_of(_job_stats(domain))
+            domain = libvirt_domains.ours(connection, vm_uid)
+            return None if domain is None else libvirt_migration.progress(domain)
 
         return await self._ask("progress", vm_uid, ask)
 
     async def received_bytes(self, vm_uid: str) -> int:
         def ask(connection: libvirt.virConnect) -> int:
-            domain = _ours(connection, vm_uid)
-            return 0 if domain is None else libvirt_migration.bytes_of(_job_stats(domain, libvirt_migration.COMPLETED))
+            domain = libvirt_domains.ours(connection, vm_uid)
+            return 0 if domain is None else libvirt_migration.received_bytes(domain)
 
         return await self._look(f"received {vm_uid}", ask)
 
     async def guest_facts(self, vm_uid: str) -> GuestFacts | None:
         def ask(connection: libvirt.virConnect) -> GuestFacts | None:
-            domain = _ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, vm_uid)
             return None if domain is None else domain_xml.parse_guest(domain.XMLDesc())
 
         return await self._look(f"guest {vm_uid}", ask)
@@ -468,13 +444,13 @@ class LibvirtHypervisor:
 
     async def dirty_rate(self, vm_uid: str) -> int | None:
         def start(connection: libvirt.virConnect) -> None:
-            domain = _ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             domain.startDirtyRateCalc(libvirt_reception.DIRTY_RATE_S, 0)
 
         def ask(connection: libvirt.virConnect) -> int | None:
-            domain = _ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, vm_uid)
             return None if domain is None else libvirt_reception.dirty_rate(connection, domain)
 
         await self._ask("dirty rate", vm_uid, start)
@@ -516,76 +492,12 @@ class LibvirtHypervisor:
 
     async def _act_on(self, what: str, vm_uid: str, act: Callable[[libvirt.virDomain], object]) -> None:
         def on_domain(connection: libvirt.virConnect) -> None:
-            domain = _ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
             act(domain)
 
         await self._act(what, vm_uid, on_domain)
-
-
-def _lookup(connection: libvirt.virConnect, vm_uid: str) -> libvirt.virDomain | None:
-    try:
-        return connection.lookupByName(vm_uid)
-    except libvirt.libvirtError as err:
-        if libvirt_errors.is_absent(err):
-            return None
-        raise
-
-
-def _ours(connection: libvirt.virConnect, vm_uid: str) -> libvirt.virDomain | None:
-    """The VM's domain; a domain of that name without our tag is somebody else's and is never acted on."""
-    domain = _lookup(connection, vm_uid)
-    try:
-        if domain is not None:
-            domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, domain_xml.NAMESPACE)
-    except libvirt.libvirtError as err:
-        if libvirt_errors.is_absent(err) or err.get_error_code() in _NOT_OURS_CODES:
-            return None
-        raise
-    return domain
-
-
-def _destroy(connection: libvirt.virConnect, vm_uid: str) -> None:
-    domain = _ours(connection, vm_uid)
-    if domain is None:
-        return
-    try:
-        domain.destroy()
-    except libvirt.libvirtError as err:
-        if _ours(connection, vm_uid) is not None:
-            raise
-        log.info("the domain ended while it was being destroyed", vm_uid=vm_uid, code=err.get_error_code())
-
-
-def _job_stats(domain: libvirt.virDomain, flags: int = 0) -> dict[str, Any]:
-    """Empty: no job of an outgoing migration. The destination's end of one has no statistics, which libvirt says with an error."""
-    try:
-        stats: dict[str, Any] = domain.jobStats(flags)
-    except libvirt.libvirtError as err:
-        if libvirt_errors.is_absent(err) or err.get_error_code() in _NO_JOB_CODES:
-            return {}
-        raise
-    return stats
-
-
-def _has_job(domain: libvirt.virDomain) -> bool:
-    return libvirt_migration.progress_of(_job_stats(domain)) is not None
-
-
-def _destination_xml(migratable: str, tag: CopyTag, disk_paths: Mapping[str, str]) -> str:
-    try:
-        return domain_xml.destination_xml(migratable, tag, disk_paths)
-    except DomainSpecRefused as err:
-        raise HypervisorRefused(str(err)) from err
-
-
-def _targets(xml: str, volume_uids: frozenset[str]) -> list[str]:
-    """What libvirt calls the disks of these volumes."""
-    found = domain_shape.disk_targets(xml)
-    if missing := volume_uids - found.keys():
-        raise HypervisorRefused(f"The domain has no disk of volume {min(missing)}.")
-    return sorted(found[uid] for uid in volume_uids)
 
 
 def _version(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What libvirt's migration means: the flags and parameters of a call, the role of a paused domain, progress.
+"""What libvirt's migration means: the flags and parameters of a call, how it is steered and ended, the role of a paused domain, progress.
 
 Always live, peer to peer (it survives the agent), arriving paused (the owner changes before anything runs there), aborted on a disk error, over
 unix sockets that a tunnel of ours carries; never VIR_MIGRATE_UNSAFE. An error of the call is not a verdict: the reply may be lost.
@@ -11,14 +11,19 @@ are what a running copy's throttle is steered by; libvirt can set them only at t
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import libvirt
+import libvirt_qemu
 
-from nodeagent.core.observed import MigrationProgress, Power
-from nodeagent.ports import MigrationSockets
+from nodeagent.adapters import libvirt_errors
+from nodeagent.core import domain_shape, domain_xml
+from nodeagent.core.domain_xml import DomainSpecRefused
+from nodeagent.core.observed import CopyTag, MigrationProgress, Power
+from nodeagent.core.precopy import MOST_PERCENT
+from nodeagent.ports import HypervisorRefused, Limits, MigrationSockets, Tune
 
 FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -27,6 +32,10 @@ FLAGS = (
     | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
     | libvirt.VIR_MIGRATE_AUTO_CONVERGE
 )
+
+_NO_JOB_CODES = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED})
+"""Of virDomainGetJobStats where no job can be: not running, or the destination of a migration."""
+NOT_MIGRATED = "The VM is not being migrated."
 
 COMPLETED = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
 """Of virDomainGetJobStats: of the migration that brought the domain here, for whoever asks after us too."""
@@ -38,6 +47,56 @@ USUAL_PAGE_BYTES = 4096
 
 FIRST_STEP_PERCENT, NEXT_STEP_PERCENT = 20, 10
 """QEMU's defaults, until the rates are measured: that is before QEMU's first step, which it takes after the second iteration at the earliest."""
+
+
+def migrate(
+    domain: libvirt.virDomain,
+    tag: CopyTag,
+    disk_paths: Mapping[str, str],
+    sockets: MigrationSockets,
+    limits: Limits,
+    copied: frozenset[str] = frozenset(),
+) -> None:
+    """virDomainMigrateToURI3, from its beginning to its end, which is no verdict. Blocks for as long; raises HypervisorRefused, libvirtError."""
+    xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
+    targets = _targets(domain.XMLDesc(), copied)
+    domain.migrateSetMaxDowntime(limits.downtime_ms)
+    libvirt_qemu.qemuMonitorCommand(domain, highest_throttle_command(MOST_PERCENT), 0)
+    domain.migrateToURI3(destination_uri(sockets), parameters(sockets, xml, limits.bandwidth_mib_s, targets), flags(targets))
+
+
+def abort(domain: libvirt.virDomain) -> None:
+    """virDomainAbortJob; nothing if there is no job. Blocks; raises libvirtError."""
+    if progress(domain) is None:
+        return
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError as err:
+        if not libvirt_errors.is_absent(err) and progress(domain) is not None:
+            raise  # else it ended between the two calls
+
+
+def tune(domain: libvirt.virDomain, change: Tune) -> None:
+    """Of the running job. Blocks; raises HypervisorRefused if there is none, libvirtError."""
+    job = progress(domain)
+    if job is None:
+        raise HypervisorRefused(NOT_MIGRATED)
+    if change.bandwidth_mib_s is not None:
+        domain.migrateSetMaxSpeed(change.bandwidth_mib_s or UNLIMITED_MIB_S)
+    if change.max_downtime_ms is not None:
+        domain.migrateSetMaxDowntime(change.max_downtime_ms)
+    if change.throttle_percent is not None:
+        libvirt_qemu.qemuMonitorCommand(domain, throttle_command(change.throttle_percent, job.throttle_percent), 0)
+
+
+def progress(domain: libvirt.virDomain) -> MigrationProgress | None:
+    """Of the running job; None: there is none. Blocks; raises libvirtError."""
+    return progress_of(_job_stats(domain))
+
+
+def received_bytes(domain: libvirt.virDomain) -> int:
+    """By the migration that brought it here. Blocks; raises libvirtError."""
+    return bytes_of(_job_stats(domain, COMPLETED))
 
 
 def destination_uri(sockets: MigrationSockets) -> str:
@@ -119,3 +178,29 @@ def progress_of(stats: dict[str, Any]) -> MigrationProgress | None:
         iteration=int(stats.get(libvirt.VIR_DOMAIN_JOB_MEMORY_ITERATION, 0)),
         throttle_percent=int(stats.get(libvirt.VIR_DOMAIN_JOB_AUTO_CONVERGE_THROTTLE, 0)),
     )
+
+
+def _job_stats(domain: libvirt.virDomain, flags: int = 0) -> dict[str, Any]:
+    """Empty: no job of an outgoing migration. The destination's end of one has no statistics, which libvirt says with an error."""
+    try:
+        stats: dict[str, Any] = domain.jobStats(flags)
+    except libvirt.libvirtError as err:
+        if libvirt_errors.is_absent(err) or err.get_error_code() in _NO_JOB_CODES:
+            return {}
+        raise
+    return stats
+
+
+def _destination_xml(migratable: str, tag: CopyTag, disk_paths: Mapping[str, str]) -> str:
+    try:
+        return domain_xml.destination_xml(migratable, tag, disk_paths)
+    except DomainSpecRefused as err:
+        raise HypervisorRefused(str(err)) from err
+
+
+def _targets(xml: str, volume_uids: frozenset[str]) -> list[str]:
+    """What libvirt calls the disks of these volumes."""
+    found = domain_shape.disk_targets(xml)
+    if missing := volume_uids - found.keys():
+        raise HypervisorRefused(f"The domain has no disk of volume {min(missing)}.")
+    return sorted(found[uid] for uid in volume_uids)

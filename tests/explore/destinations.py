@@ -44,8 +44,10 @@ class DestinationMoves:
         return replace(host, listening=host.listening | {message.op})
 
     def resumes(self, world: World, message: Message) -> World:
+        """On what was read: just now, or in the answer to its own question."""
         host = world.hosts[message.node]
-        return placed(world, message.node, replace(host, task=Task(Doing.RESUME, message, world.store.owner.epoch)))
+        epoch = message.epoch if message.ask is Ask.COMMIT_KNOWN else world.store.owner.epoch
+        return placed(world, message.node, replace(host, task=Task(Doing.RESUME, message, epoch)))
 
     def aborts(self, world: World, message: Message) -> World:
         host = world.hosts[message.node]
@@ -74,7 +76,7 @@ class DestinationMoves:
             case Doing.RESUME:
                 yield Move(f"{name} resumes its copy", then(Doing.KEEP_RESUMED, resumed(host)))
             case Doing.KEEP_RESUMED:
-                kept = placed(world, node, defined(staged(idle, op, Stage.FINISHED), task.epoch))
+                kept = placed(unasked(world, node, op), node, defined(staged(idle, op, Stage.FINISHED), task.epoch))
                 yield Move(f"{name} writes down that it runs", _answered(kept, message, Ask.FINISH_OUTGOING))
             case Doing.CLOSE:
                 closed = then(Doing.DESTROY, replace(host, listening=host.listening - {op}))
@@ -82,8 +84,14 @@ class DestinationMoves:
             case Doing.DESTROY:
                 yield Move(f"{name} destroys its copy", then(Doing.KEEP_ABORTED, host if mine is None else destroyed(host)))
             case Doing.KEEP_ABORTED:
-                kept = placed(world, node, dropped(staged(idle, op, Stage.ABORTED)))
+                kept = placed(unasked(world, node, op), node, dropped(staged(idle, op, Stage.ABORTED)))
                 yield Move(f"{name} writes down the abort", _answered(kept, message, Ask.ABORT_OUTGOING))
+
+
+def unasked(world: World, node: int, op: int) -> World:
+    """Whatever comes in answer to its own question about this migration is not heeded any more."""
+    answers = {message for message in world.net if (message.ask, message.op, message.node) == (Ask.COMMIT_KNOWN, op, node)}
+    return replace(world, net=world.net - answers) if answers else world
 
 
 def staged(host: Host, op: int, stage: Stage) -> Host:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from hostler.model.copy import Stage
 from nodeagent.core.outgoing import Ending
 from tests.explore.changes import IDLE, Move, asks_again, cuts, ended, given_up, placed, spent, waits
-from tests.explore.destinations import DestinationMoves
+from tests.explore.destinations import DestinationMoves, unasked
 from tests.explore.hosts import HostMoves
 from tests.explore.sources import SourceMoves
 from tests.explore.world import MIGRATIONS, NODES, SCHEDULERS, Ask, At, Has, Host, Link, Memory, Message, World, Zombie
@@ -78,6 +78,8 @@ def agent_lost(world: World, node: int) -> World:
         if any(other.job is not None and other.job.op == op and node in (here, other.job.to) for here, other in enumerate(world.hosts)):
             world = cuts(world, op)
     host = world.hosts[node]
+    for op in MIGRATIONS:
+        world = unasked(world, node, op)
     gone = replace(host, up=False, memory=Memory(), task=None, starting=None, laying=None, listening=frozenset())
     after = placed(world, node, gone)
     for held in (host.task, host.starting):

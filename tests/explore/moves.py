@@ -46,6 +46,7 @@ class Moves:
         yield from self._people(world)
         yield from self._driver(world)
         yield from self._messages(world)
+        yield from self._commit_known(world)
         for node, host in enumerate(world.hosts):
             yield from self._sources(world, node, host)
             yield from self._destinations(world, node, host)
@@ -245,6 +246,22 @@ class Moves:
                 rest = replace(world, net=world.net - {message})
                 yield Move(f"{NODES[node]} hears of a commit, and cannot read the record", rest)
 
+    def _commit_known(self, world: World) -> Iterator[Move]:
+        """A replica answers the question that the destination put before the commit."""
+        owner = world.store.owner
+        for op in MIGRATIONS:
+            if (owner.state, owner.operation_id) != (OwnerState.COMMITTED, OPERATIONS[op]):
+                continue
+            node = world.store.ends(op)[1]
+            host, answer = world.hosts[node], Message(Ask.COMMIT_KNOWN, op, node, epoch=owner.epoch)
+            if not host.up or not world.heard(node) or host.busy or host.stage_in(op) is not Stage.PREPARED:
+                continue
+            learns = f"{NODES[node]} learns that migration {op + 1} is committed by its own question"
+            yield Move(learns, self._destinations.resumes(world, answer))
+            if world.budget.messages and answer not in world.net:
+                late = spent(replace(world, net=world.net | {answer}), "messages")
+                yield Move(f"the answer to {NODES[node]}, that migration {op + 1} is committed, is late", late, fault=True)
+
     def _command(self, world: World, message: Message) -> Iterator[Move]:
         """To an agent that is there."""
         node, host = message.node, world.hosts[message.node]
@@ -257,6 +274,10 @@ class Moves:
                 yield self._prepare(rest(), message)
             case Ask.NOTE_COMMITTED if not host.busy and world.linked(*world.store.ends(message.op)):
                 yield self._resume_if_committed(rest(), message)
+            case Ask.COMMIT_KNOWN if host.busy or host.stage_in(message.op) is not Stage.PREPARED:
+                yield Move(f"{NODES[node]} leaves it to whoever has the turn", rest())
+            case Ask.COMMIT_KNOWN:
+                yield Move(f"{NODES[node]} learns of the commit at last", self._destinations.resumes(rest(), message))
             case Ask.FINISH_INCOMING if not host.busy:
                 yield self._resume_if_committed(rest(), message)
             case Ask.ABORT_INCOMING if not host.busy:

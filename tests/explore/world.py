@@ -313,6 +313,7 @@ class Ask(StrEnum):
     STOP_VM = "StopVM"
     REPORT = "the answer of an owner that was asked whether its VM is off"
     NOTE_COMMITTED = "NoteCommitted"
+    COMMIT_KNOWN = "the answer to AwaitCommit"
     COMMIT = "CommitHandoff"
     COMMIT_WRITE = "the commit's transaction"
     STEP_WRITE = "a step's transaction"

@@ -7,7 +7,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -20,11 +19,9 @@ from hostler.api.node.v1 import host_pb2, host_pb2_grpc
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 from hostler.server import channels
 from hostlerlab import faults
-from hostlerlab.cluster import LabCluster, lab_cluster
+from hostlerlab.cluster import LabCluster
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
 from hostlerlab.hosts import SHARED_POOL
-from hostlerlab.lab import Lab, default_specs
 from hostlerlab.shell import wait_for
 from hostlerlab.supervisor import State
 
@@ -36,27 +33,6 @@ LOOK_S = 0.02
 
 emulated = pytest.mark.flaky(reruns=2)
 """QEMU's emulation by itself now and then loses a guest that is busy during a migration (docs/decisions/0007): such a case is played again."""
-
-
-@pytest.fixture(scope="module")
-async def cluster() -> AsyncIterator[LabCluster]:
-    folder = Path("build").resolve()  # noqa: ASYNC240 once, before anything runs
-    images = build(folder / "guest")
-    lab = Lab(folder / "lab", default_specs(3))
-    await asyncio.to_thread(lab.up, fresh=True)
-    host = lab.hosts["n1"]
-    host.run(["mkdir", "-p", str(SHARED_POOL / "images")])
-    host.run(["cp", str(images.linux.resolve()), str(SHARED_POOL / "images" / "guest.qcow2")])
-    async with lab_cluster(lab, folder / "lab-cluster") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def stage(cluster: LabCluster) -> AsyncIterator[real.Real]:
-    made = real.Real(cluster.lab, cluster)
-    await made.client("s1").until_ready(3)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from hostler.api.cluster.v1 import operations_pb2, vms_pb2, volumes_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from hostlerlab.cluster import lab_cluster
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
 from hostlerlab.hosts import LOCAL_POOL, Host
-from hostlerlab.lab import Lab, default_specs
+from hostlerlab.lab import Lab
+from hostlerlab.ready import ready_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 BUILD = Path("build").resolve()
@@ -78,12 +78,7 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     """Fresh for each try: one that lost its guest to the emulator leaves a domain that the next try's store does not know."""
-    images = build(BUILD / "guest")
-    lab = Lab(BUILD / "lab", default_specs(3))
-    await asyncio.to_thread(lab.up, fresh=True)
-    for host in lab.hosts.values():
-        host.run(["mkdir", "-p", str(LOCAL_POOL / "images")])
-        host.run(["cp", str(images.linux.resolve()), str(LOCAL_POOL / "images" / "guest.qcow2")])
+    lab = await asyncio.to_thread(ready_lab, BUILD, pool=LOCAL_POOL)
     async with lab_cluster(lab, BUILD / "lab-local-disks") as running:
         watched = real.Real(lab, running)
         try:

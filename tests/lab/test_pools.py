@@ -17,27 +17,14 @@ from hostler.api.cluster.v1 import pools_pb2, pools_pb2_grpc
 from hostler.api.type.v1 import operation_pb2, volume_pb2
 from hostlerlab.cluster import lab_cluster
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
 from hostlerlab.hosts import SHARED_POOL, STATE_DIR
-from hostlerlab.lab import Lab, default_specs
+from hostlerlab.lab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 MOVES = 6
 BOOT_S = 60.0
 BUILD = Path("build").resolve()
 Pool = volume_pb2.Pool
-
-
-@pytest.fixture
-async def lab() -> Lab:
-    """Fresh for each try: one that lost its guest to the emulator leaves a domain that the next try's store does not know."""
-    images = build(BUILD / "guest")
-    made = Lab(BUILD / "lab", default_specs(3))
-    await asyncio.to_thread(made.up, fresh=True)
-    host = made.hosts["n1"]
-    host.run(["mkdir", "-p", str(SHARED_POOL / "images")])
-    host.run(["cp", str(images.linux.resolve()), str(SHARED_POOL / "images" / "guest.qcow2")])
-    return made
 
 
 @asynccontextmanager

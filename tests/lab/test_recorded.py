@@ -5,7 +5,6 @@ What is recorded lies in build/recorded/ afterwards; tests/explore/recorded/ has
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ import real
 from client import CALL_S, Client
 from hostler.api.cluster.v1 import operations_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2
-from hostlerlab.cluster import LabCluster, lab_cluster
+from hostlerlab.cluster import LabCluster
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
-from hostlerlab.hosts import SHARED_POOL
-from hostlerlab.lab import Lab, default_specs
 from tests.explore.acceptance import MET, judge
 from tests.explore.recorder import record
 
@@ -26,27 +22,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
 BACK_S = 60.0
 FOLDER = Path("build/recorded")
-
-
-@pytest.fixture(scope="module")
-async def cluster() -> AsyncIterator[LabCluster]:
-    folder = Path("build").resolve()  # noqa: ASYNC240 once, before anything runs
-    images = build(folder / "guest")
-    lab = Lab(folder / "lab", default_specs(3))
-    await asyncio.to_thread(lab.up, fresh=True)
-    host = lab.hosts["n1"]
-    host.run(["mkdir", "-p", str(SHARED_POOL / "images")])
-    host.run(["cp", str(images.linux.resolve()), str(SHARED_POOL / "images" / "guest.qcow2")])
-    async with lab_cluster(lab, folder / "lab-cluster") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def stage(cluster: LabCluster) -> AsyncIterator[real.Real]:
-    made = real.Real(cluster.lab, cluster)
-    await made.client("s1").until_ready(3)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

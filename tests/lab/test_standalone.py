@@ -14,9 +14,9 @@ import pytest
 
 from hostlerlab.cluster import LoneHost, lone_host
 from hostlerlab.guest import probe
-from hostlerlab.guest.build import build
 from hostlerlab.hosts import LOCAL_POOL
-from hostlerlab.lab import Lab, default_specs
+from hostlerlab.lab import Lab
+from hostlerlab.ready import ready_lab
 from hostlerlab.supervisor import State
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -70,13 +70,8 @@ class Stage:
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[Stage]:
     folder = Path("build").resolve()  # noqa: ASYNC240 once, before anything runs
-    images = build(folder / "guest")
-    lab = Lab(folder / "lab", default_specs(1))
-    await asyncio.to_thread(lab.up, fresh=True)
-    host = lab.hosts["n1"]
-    host.run(["mkdir", "-p", str(LOCAL_POOL / "images")])
-    host.run(["cp", str(images.linux.resolve()), str(LOCAL_POOL / "images" / "guest.qcow2")])
-    async with lone_host(host, folder / "lab-host") as lone:
+    lab = await asyncio.to_thread(ready_lab, folder, 1, LOCAL_POOL)
+    async with lone_host(lab.hosts["n1"], folder / "lab-host") as lone:
         yield Stage(lab, lone)
 
 

@@ -32,6 +32,9 @@ class Libvirt:
         await self.may_answer.wait()
         return SimpleNamespace(power=Power.PAUSED)
 
+    async def recorded_ending(self, vm_uid: str, mark: str) -> None:
+        return None
+
     async def kill(self, vm_uid: str) -> None:
         self.killed.append(vm_uid)
 
