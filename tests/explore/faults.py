@@ -98,7 +98,7 @@ def _stopped(world: World, node: int, host: Host) -> Iterator[Move]:
     if not looked and not host.busy:
         return
     lost = agent_lost(world, node)
-    zombie = Zombie(host.memory, host.task, host.starting)
+    zombie = Zombie(host.memory, host.task, host.starting, host.handoffs)
     after = placed(lost, node, replace(lost.hosts[node], zombie=zombie))
     yield Move(f"{NODES[node]}'s agent is stopped by a signal, and taken for dead", spent(after, "zombies"), fault=True)
 
@@ -109,7 +109,7 @@ def zombie_moves(
     """It wakes, does what it was about to do to the hypervisor or sends what it was about to send, and is gone. Or it is just gone."""
     buried = placed(world, node, replace(host, zombie=None))
     yield Move(f"{NODES[node]}'s old agent is killed at last", buried)
-    old = replace(host, up=True, memory=zombie.memory, task=zombie.task, starting=zombie.starting, zombie=None)
+    old = replace(host, up=True, memory=zombie.memory, task=zombie.task, starting=zombie.starting, handoffs=zombie.handoffs, zombie=None)
     then = replace(placed(world, node, old), driver=IDLE)
     for drive_moves in (sources.drives(then, node, old), destinations(then, node, old), hosts.starts(then, node, old)):
         for move in drive_moves:

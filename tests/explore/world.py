@@ -391,6 +391,8 @@ class Zombie(Value, frozen=True):
     memory: Memory
     task: Task | None
     starting: Starting | None
+    handoffs: tuple[Handoff, ...]
+    """Its journal as it has it in memory; what the other one writes since it does not see."""
 
 
 class Host(Value, frozen=True):
