@@ -21,7 +21,8 @@ RECORD_BYTES_MAX = 1 << 22
 
 _STAMP = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\+0000: "
 _LINE = re.compile(rb"^" + _STAMP + rb"(?:(starting up) |shutting down, reason=([a-z]+)\r?$)", re.MULTILINE)
-_ENDINGS = {b"migrated": EventKind.STOPPED_MIGRATED, b"crashed": EventKind.CRASHED, b"failed": EventKind.CRASHED}
+MIGRATED = b"migrated"
+_ENDINGS = {MIGRATED: EventKind.STOPPED_MIGRATED, b"crashed": EventKind.CRASHED, b"failed": EventKind.CRASHED}
 
 
 def mark(log_dir: Path, name: str) -> str:
@@ -34,7 +35,11 @@ def mark(log_dir: Path, name: str) -> str:
 
 
 def ending(log_dir: Path, name: str, since: str) -> EventKind | None:
-    """What the last line of libvirt's says that was written after `since`; None: nothing, or that it was started. Blocks; raises OSError."""
+    """What libvirt's lines say that were written after `since` and the last start; None: nothing. Blocks; raises OSError.
+
+    That it migrated away is not taken back by a later line: a libvirtd that finds a domain which its predecessor was ending says "failed" if its
+    QEMU does not answer.
+    """
     inode, _, offset = since.partition(":")
     if not offset:
         return None
@@ -47,6 +52,8 @@ def ending(log_dir: Path, name: str, since: str) -> EventKind | None:
             written = _LINE.findall(file.read(RECORD_BYTES_MAX))
     except FileNotFoundError:
         return None
-    if not written or written[-1][0]:
+    started = max((place for place, line in enumerate(written) if line[0]), default=-1)
+    reasons = [reason for _, reason in written[started + 1 :]]
+    if not reasons:
         return None
-    return _ENDINGS.get(written[-1][1], EventKind.STOPPED)
+    return _ENDINGS.get(MIGRATED if MIGRATED in reasons else reasons[-1], EventKind.STOPPED)

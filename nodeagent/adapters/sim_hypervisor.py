@@ -186,7 +186,11 @@ class SimHypervisor:
 
     async def recorded_ending(self, vm_uid: str, mark: str) -> EventKind | None:
         written = self._host.records[vm_uid][int(mark) :] if mark else []
-        return written[-1] if written and written[-1] is not EventKind.STARTED else None
+        started = max((place for place, kind in enumerate(written) if kind is EventKind.STARTED), default=-1)
+        since = written[started + 1 :]
+        if EventKind.STOPPED_MIGRATED in since:
+            return EventKind.STOPPED_MIGRATED
+        return since[-1] if since else None
 
     def libvirt_socket(self) -> str:
         return f"sim:{self._node_id}"

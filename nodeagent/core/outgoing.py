@@ -84,9 +84,10 @@ class Ending(StrEnum):
 
 
 def gone_copy(handoff: Outgoing, told: Ending, written: Ending, copying: Copying) -> Copy:
-    """What a source that has no domain any more is: GONE_MIGRATED only if the hypervisor vouches for it, for a copy that this handoff began."""
+    """What a source that has no domain any more is: GONE_MIGRATED only if the hypervisor vouches for it, for a copy that this handoff began. That it
+    migrated away is never taken back: a process that died while it was being ended for that reason is gone for that reason."""
     begun = handoff.stage is not Stage.PREPARED
-    vouched = told is Ending.MIGRATED or copying is Copying.RETURNED or (told is Ending.UNTOLD and written is Ending.MIGRATED)
+    vouched = Ending.MIGRATED in (told, written) or copying is Copying.RETURNED
     return Copy.GONE_MIGRATED if begun and vouched else Copy.ABSENT
 
 

@@ -485,11 +485,12 @@ class OutgoingHandoffs:
         return domain is not None and domain.power is Power.SWITCHED and job is None
 
     async def _gone(self, handoff: Outgoing) -> Copy:
-        """Events tell how it ended to an agent that was there; to one that was away, what the hypervisor wrote down does."""
+        """Events tell how it ended to an agent that was there; to one that was away, what the hypervisor wrote down does. So it does of a process
+        that died while the hypervisor was ending it."""
         run = self._runs.get(handoff.operation_id)
         told = _ending(self._observer.seen(handoff.vm_uid).ending)
-        written = Ending.UNTOLD
-        if told is Ending.UNTOLD and handoff.record_mark:
+        written = Ending.MIGRATED if run is not None and run.leaving else Ending.UNTOLD
+        if Ending.MIGRATED not in (told, written) and handoff.record_mark:
             written = _ending(await self._hypervisor.recorded_ending(handoff.vm_uid, handoff.record_mark))
         return gone_copy(handoff, told, written, Copying.NOT_BEGUN if run is None else run.copying)
 

@@ -90,7 +90,7 @@ class SourceMoves:
         copy = standing(host)
         if copy is not None:
             return copy
-        written = host.record if memory.ending is Ending.UNTOLD and handoff.mark else Ending.UNTOLD
+        written = host.record if handoff.mark else Ending.UNTOLD
         drive = memory.drive(handoff.op)
         return self._rules.gone_copy(handoff.record, memory.ending, written, Copying.NOT_BEGUN if drive is None else drive.copying)
 
@@ -134,7 +134,7 @@ class SourceMoves:
                 anew = replace(drive, at=At.TOP, copy=Copy.UNKNOWN, told=Ending.UNTOLD, looked=Copying.NOT_BEGUN)
                 yield Move(f"{who} looks again, the call has ended meanwhile", now(anew))
             case At.GONE:
-                written = host.record if drive.told is Ending.UNTOLD and handoff.mark else Ending.UNTOLD
+                written = host.record if handoff.mark else Ending.UNTOLD
                 gone = self._rules.gone_copy(handoff.record, drive.told, written, drive.copying)
                 yield from self._act(world, node, host, replace(drive, copy=gone), handoff)
             case At.LOOKED:

@@ -36,6 +36,8 @@ def written_since(log: Path, *lines: str) -> EventKind | None:
     ("lines", "kind"),
     [
         ([said("migrated"), SIGNAL], EventKind.STOPPED_MIGRATED),
+        ([said("migrated"), said("failed")], EventKind.STOPPED_MIGRATED),
+        ([said("failed"), STARTED, said("migrated"), said("crashed")], EventKind.STOPPED_MIGRATED),
         ([SIGNAL, said("destroyed")], EventKind.STOPPED),
         ([said("shutdown")], EventKind.STOPPED),
         ([said("crashed")], EventKind.CRASHED),
@@ -48,7 +50,8 @@ def written_since(log: Path, *lines: str) -> EventKind | None:
     ],
 )
 def test_the_last_word_of_libvirt_itself_counts(log: Path, lines: list[str], kind: EventKind | None) -> None:
-    """A copy resumed on the strength of a line that was not libvirt's, or was not its last."""
+    """A copy resumed on the strength of a line that was not libvirt's, or was of another life; one that is thrown away because a libvirtd that was
+    started while its predecessor was ending the source found that dead."""
     assert written_since(log, *lines) is kind
 
 
