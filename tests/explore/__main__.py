@@ -3,6 +3,8 @@ as expected.
 
 `--budget agents=1,libvirt=1,moves=1+2 [--lockless]` searches that slice instead, and expects it to hold. Slices are searched in `--processes`
 (2) at a time, the slowest first.
+
+`--walks 10000 [--seed 1]` walks at random in place of searching, through everything at once: three nodes, three moves, every kind of fault.
 """
 
 import argparse
@@ -11,17 +13,24 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from random import Random
 from time import monotonic, process_time
 
 from tests.explore.configurations import HOLDS, LARGE, Configuration
+from tests.explore.moves import Moves
 from tests.explore.mutations import MUTATIONS, REDUNDANT
 from tests.explore.rules import Rules
 from tests.explore.search import MAX_STATES, Found, explore
+from tests.explore.walks import GROUNDS, Walk, walk
 from tests.explore.world import Budget
 
 EVERYTHING: Mapping[str, Configuration] = {**HOLDS, **REDUNDANT, **MUTATIONS}
 KNOWN: Mapping[str, Configuration] = {**LARGE, **EVERYTHING}
 """The large ones first, for they take longest."""
+
+
+WALKS_AT_ONCE = 250
+"""By one process: what it remembers of the decisions goes with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,11 @@ def main() -> int:
     parser.add_argument("--lockless", action="store_true", help="with --budget: disks without locks")
     parser.add_argument("--story", action="store_true", help="tell how each violation comes about")
     parser.add_argument("--processes", type=int, default=2, help="searches at a time")
+    parser.add_argument("--walks", type=int, default=0, help="so many random walks on each ground, in place of a search")
+    parser.add_argument("--seed", type=int, default=1, help="of the first walk (1)")
     asked = parser.parse_args()
+    if asked.walks:
+        return _walk_all(asked.walks, asked.seed, asked.processes)
     unknown = [name for name in asked.names if name not in KNOWN]
     if unknown:
         parser.error(f"there is no {unknown[0]}")
@@ -58,6 +71,35 @@ def main() -> int:
             fine = _tell(result, KNOWN[result.name], story=asked.story) and fine
     print(f"{len(names)} searches, {states} states, {monotonic() - began_s:.0f} s")
     return 0 if fine else 1
+
+
+def _walk_all(count: int, seed: int, processes: int) -> int:
+    """Every ground in parts, so that the processes have their work until the end."""
+    parts = [
+        (name, first, min(WALKS_AT_ONCE, seed + count - first)) for name in GROUNDS for first in range(seed, seed + count, WALKS_AT_ONCE)
+    ]
+    began_s, steps, faults, home, fine = monotonic(), 0, 0, 0, True
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        for name, walked in pool.map(_walk_part, parts):
+            for number, one in walked:
+                steps, faults, home = steps + len(one.story), faults + one.faults, home + one.home
+                if one.violation:
+                    fine = False
+                    print(f"{name}, walk {number}: {one.violation}")
+                    for place, says in enumerate(one.story, 1):
+                        print(f"  {place:3} {says}")
+    walks = count * len(GROUNDS)
+    print(
+        f"{walks} walks, {steps} steps, {faults} faults, {home} came to an end, {monotonic() - began_s:.0f} s: {'' if fine else 'not '}as promised"
+    )
+    return 0 if fine else 1
+
+
+def _walk_part(part: tuple[str, int, int]) -> tuple[str, list[tuple[int, Walk]]]:
+    name, first, count = part
+    rules, budget = GROUNDS[name]
+    moves = Moves(rules)
+    return name, [(number, walk(moves, budget, Random(f"{name} {number}"))) for number in range(first, first + count)]
 
 
 def _budget(text: str) -> Budget:

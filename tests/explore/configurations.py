@@ -68,5 +68,8 @@ LARGE: Mapping[str, Configuration] = {
     "there-and-back-agent-killed": Configuration(Rules(), Budget(moves=(1, 0), agents=1), bound=_BOUND),
     "link-cut-agent-killed": Configuration(Rules(), Budget(cuts=1, agents=1), bound=_BOUND),
     "two-killed-and-a-link-cut": Configuration(Rules(), Budget(cuts=1, agents=1, schedulers=1), bound=_BOUND),
+    "three-nodes-two-killed-and-a-link-cut": Configuration(
+        Rules(), Budget(nodes=3, moves=(1, 2), cuts=1, agents=1, schedulers=1), bound=_BOUND
+    ),
 }
 """Exhausted in minutes rather than seconds: searched with ALL=1. Those with a bound are not exhausted, and say so."""

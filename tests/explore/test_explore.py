@@ -3,6 +3,7 @@ is known to the search."""
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.explore.pairs import explore_pair
 from tests.explore.recorder import load
 from tests.explore.rules import Rules
 from tests.explore.search import Found, explore
+from tests.explore.walks import EVERYTHING, GROUNDS, walk
 from tests.explore.world import BYSTANDER, Budget, begin
 
 QUICK = (
@@ -169,3 +171,20 @@ def _finds(configuration: Configuration) -> None:
     found = explore(configuration.rules, configuration.budget)
     assert configuration.finds, "nothing is expected to be found"
     assert found.violation.startswith(configuration.finds), _told(found)
+
+
+def test_walks_through_everything_keep_every_promise_and_some_come_to_an_end() -> None:
+    """Faults that break a promise together, and by themselves do not; walks that begin nothing, or get nowhere."""
+    for name, (rules, budget) in GROUNDS.items():
+        moves = Moves(rules)
+        walked = [walk(moves, budget, Random(f"{name} {number}")) for number in range(1, 7)]
+        assert [one.violation for one in walked] == [""] * len(walked), name
+        assert sum(one.faults for one in walked) > len(walked)
+        assert any(one.home for one in walked)
+
+
+def test_walks_find_what_a_missing_guard_lets_happen() -> None:
+    """Walks that would call everything well."""
+    moves = Moves(Rules(arrives_paused=False))
+    walked = (walk(moves, EVERYTHING, Random(str(number))) for number in range(50))
+    assert any(one.violation for one in walked)
