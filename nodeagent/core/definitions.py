@@ -47,6 +47,9 @@ class Definition:
     order_revision: int = 0
     rebooted_by: str = ""
     """The operation that has rebooted it last: the same command once more does not."""
+    ran_epoch: int = 0
+    """Under which a start has let its guest run here last. Each start takes an epoch of its own, so a guest runs once under each: the same command
+    once more, after the guest has ended, starts nothing, whatever the owner record says until it has heard of that end."""
 
     @property
     def rank(self) -> Rank:

@@ -141,11 +141,15 @@ class HostVMs:
                 raise NotFound(
                     Reason.NETWORK_NOT_FOUND, f"{self._node_id} has no bridge {missing[0]}.", "Make the bridge, or name another."
                 )
-            await self.admit(Definition(spec, command.epoch, command.operation_id, order_revision=command.order_revision))
+            known = self._state.definitions.get(command.vm_uid)
+            ran_epoch = 0 if known is None else known.ran_epoch
+            order = command.order_revision
+            await self.admit(Definition(spec, command.epoch, command.operation_id, order_revision=order, ran_epoch=ran_epoch))
             return await self.status(spec.vm_uid)
 
     async def start(self, command: Command) -> VMStatus:
-        """Let the VM run under the command's epoch, if the owner record says so when the domain exists."""
+        """Let the VM run under the command's epoch, if the owner record says so when the domain exists. Once: a guest that has run under that epoch
+        and ended is not started again."""
         async with self._state.vm_lock(command.vm_uid):
             self._takes_in()
             definition = await self._judge(command)
@@ -153,6 +157,8 @@ class HostVMs:
             if domain is not None and not _is_copy_of(domain, command.epoch):
                 await self._hypervisor.destroy(command.vm_uid)
                 domain = None
+            if domain is None and definition.ran_epoch == command.epoch:
+                return await self.status(command.vm_uid)
             if domain is None:
                 self._observer.forget(command.vm_uid)
                 tag = CopyTag(command.vm_uid, command.epoch, command.operation_id)
@@ -168,6 +174,9 @@ class HostVMs:
             raise Conflict(
                 Reason.EPOCH_STALE, f"{self._node_id} may not run this VM under epoch {command.epoch}: another owner or epoch is recorded."
             )
+        definition = self._state.definitions[command.vm_uid]
+        if definition.ran_epoch != command.epoch:
+            await self._state.keep_definition(replace(definition, ran_epoch=command.epoch))
         await self._hypervisor.resume(command.vm_uid)
 
     async def stop(self, command: Command, grace_s: int) -> VMStatus:

@@ -157,7 +157,7 @@ def dropped(host: Host) -> Host:
     """`HostState.drop_definition`."""
     if not host.epoch:
         return host
-    return buried(replace(host, epoch=0, incoming=False, order=0), host.epoch, host.order)
+    return buried(replace(host, epoch=0, incoming=False, order=0, ran=0), host.epoch, host.order)
 
 
 def comes_late(host: Host, message: Message) -> bool:

@@ -51,6 +51,7 @@ HOLDS: Mapping[str, Configuration] = {
     "old-replica-sends-late": Configuration(Rules(), Budget(sleepers=1)),
     "old-replica-sends-late-cancelled": Configuration(Rules(), Budget(sleepers=1, cancels=1)),
     "third-node": Configuration(Rules(), Budget(nodes=3, moves=(1, 2))),
+    "started-and-dies": Configuration(Rules(), Budget(off=True, moves=(), deaths=1, messages=2, agents=1, starts=2)),
     "cold-move": Configuration(Rules(), Budget(off=True, agents=1, cancels=1, starts=2)),
     "cold-move-late": Configuration(Rules(), Budget(off=True, messages=1, cancels=1, starts=1)),
     "cold-move-link-cut": Configuration(Rules(), Budget(off=True, cuts=1, cancels=1, starts=1)),

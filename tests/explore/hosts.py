@@ -214,6 +214,8 @@ class HostMoves:
                 return Move(says, gives(after, message, ("cold defined" if message.op in MIGRATIONS else "starting", message.op, "")))
             case Ask.STOP_VM:
                 return Move(says, self.stopped(placed(world, node, destroyed(host)), message))
+        if host.domain is None and host.ran == message.epoch and self._rules.runs_once:
+            return Move(f"{says}: it has run, and ended", gives(placed(world, node, host), message, ("started", message.op, "")))
         step = Step.CREATE
         if host.domain is not None and host.domain.epoch == message.epoch:
             if host.domain.has is Has.RUNNING:
@@ -264,7 +266,8 @@ class HostMoves:
             case Step.RESUME if host.domain is None:
                 yield Move(f"{name} has no domain to resume", self.refused(placed(world, node, idle), message))
             case Step.RESUME:
-                yield Move(f"{name} lets the VM run", gives(placed(world, node, resumed(idle)), message, ("started", message.op, "")))
+                runs = replace(resumed(idle), ran=message.epoch)
+                yield Move(f"{name} lets the VM run", gives(placed(world, node, runs), message, ("started", message.op, "")))
             case Step.REFUSE:
                 refused = self.refused(placed(world, node, destroyed(idle)), message)
                 yield Move(f"{name} may not run it, and destroys the domain", refused)
@@ -362,5 +365,5 @@ def _without_power(world: World, node: int) -> World:
     for op in MIGRATIONS:
         if any(other.job is not None and other.job.op == op and other.job.to == node for other in world.hosts):
             world = cuts(world, op)
-    kept = Host(False, Memory(), host.epoch, host.incoming, host.order, host.gone, host.handoffs, host.arrivals, off=True)
+    kept = Host(False, Memory(), host.epoch, host.incoming, host.order, host.ran, host.gone, host.handoffs, host.arrivals, off=True)
     return replace(_unasked(placed(world, node, kept), node), died=world.died or ran)

@@ -257,6 +257,12 @@ MUTATIONS: Mapping[str, Configuration] = {
         "limbo",
         "a DefineVM that comes after the VM was forgotten charges the host for ever (decision 16)",
     ),
+    "runs-twice": Configuration(
+        Rules(runs_once=False),
+        Budget(off=True, moves=(), deaths=1, messages=1, starts=1),
+        "I7: n1 executes what was started under epoch 2; the record says STOPPED",
+        "a StartVM that comes once more starts a guest whose end is on its way to the record",
+    ),
     "two-agents": Configuration(
         Rules(one_agent=False),
         Budget(zombies=1),

@@ -132,6 +132,8 @@ class Rules:
     """An agent reads the owner record after the domain exists and before it executes."""
     lays_down: bool = True
     """A fenced host ends its guests before it is heard."""
+    runs_once: bool = True
+    """A guest that a start has let run, and that has ended, is not started again under the same epoch."""
     epochs_judged: bool = True
     """An agent refuses a command under an older epoch than it has seen."""
     laid_down_is_finished: bool = True

@@ -405,6 +405,8 @@ class Host(Value, frozen=True):
     incoming: bool = False
     order: int = 0
     """Of the newest command about its definition; `gone`: epoch and order of the newest one about a VM that is not here."""
+    ran: int = 0
+    """The epoch under which a start has let its guest run here last."""
     gone: tuple[int, int] = (0, 0)
     handoffs: tuple[Handoff, ...] = ()
     arrivals: tuple[tuple[int, Stage], ...] = ()
