@@ -84,8 +84,9 @@ class Rig(Protocol):
     def hypervisor(self, host: int) -> Hypervisor:
         """The hypervisor of host 0 (or 1, with MIGRATION)."""
 
-    async def new_vm(self, *, local: bool = False) -> ContractVM:
-        """One vCPU, one disk, one network card. `local`: each host has a file of its own for the disk, host 1 an empty one of the same size."""
+    async def new_vm(self, *, local: bool = False, small: bool = False) -> ContractVM:
+        """One vCPU, one disk, one network card. `local`: each host has a file of its own for the disk, host 1 an empty one of the same size.
+        `small`: its guest counts at once, and does nothing else; by default it is a whole system, which takes its time to come up."""
 
     async def ticks(self, vm: ContractVM, host: int = 0) -> int:
         """GUEST: the guest's own sequence counter, as that host's disk has it."""

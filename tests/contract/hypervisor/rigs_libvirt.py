@@ -84,8 +84,9 @@ def _lab() -> tuple[Host, Host]:
 
 
 @functools.cache
-def _guest() -> Path:
-    return guest_build.build().linux.resolve()
+def _guest(*, small: bool) -> Path:
+    images = guest_build.build()
+    return (images.bootsector if small else images.linux).resolve()
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ class LibvirtRig:
     call_deadline_s: float = CALL_DEADLINE_S
     queue_events: int = QUEUE_EVENTS
     vms: list[ContractVM] = field(default_factory=list)
+    small: set[str] = field(default_factory=set)
     strangers: list[tuple[Host, str]] = field(default_factory=list)
     second: dict[str, str] = field(default_factory=dict)
     relays: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
@@ -105,16 +107,17 @@ class LibvirtRig:
     def hypervisor(self, host: int) -> Hypervisor:
         return self.hypervisors[host]
 
-    async def new_vm(self, *, local: bool = False) -> ContractVM:
+    async def new_vm(self, *, local: bool = False, small: bool = False) -> ContractVM:
         vm_uid, volume_uid = str(uuid.uuid4()), str(uuid.uuid4())
         path = str((LOCAL_POOL if local else SHARED_POOL) / f"{volume_uid}.qcow2")
-        await asyncio.to_thread(self.hosts[0].run, ["cp", str(_guest()), path])
+        await asyncio.to_thread(self.hosts[0].run, ["cp", str(_guest(small=small)), path])
         if local:
             await asyncio.to_thread(self._fill, path)
         disks, nics = (DiskSpec(volume_uid, POOL, "qcow2"),), (NicSpec("br0", f"52:54:00:{vm_uid[:2]}:{vm_uid[2:4]}:{vm_uid[4:6]}"),)
         spec = DomainSpec(vm_uid, "a <label>\n", 1, 100, GUEST_MIB, ServiceClass.BURSTABLE, disks, nics)
         vm = ContractVM(spec, ({volume_uid: path}, {volume_uid: path}))
         self.vms.append(vm)
+        self.small |= {vm.uid} if small else set()
         return vm
 
     def _fill(self, path: str) -> None:
@@ -137,14 +140,19 @@ class LibvirtRig:
         """The last counter on the disk, read past the page cache of the FUSE client."""
         (path,) = vm.disk_paths[host].values()
         image = f"driver=qcow2,cache.direct=on,file.driver=file,file.cache.direct=on,file.filename={path}"
-        skip = layout.AREA_OFFSET // layout.AREA_BYTES
+        size = layout.SECTOR_BYTES if vm.uid in self.small else layout.AREA_BYTES
+        skip = (layout.BOOTSECTOR_RECORD_OFFSET if vm.uid in self.small else layout.AREA_OFFSET) // size
         out = f"/run/hostler/ring-{uuid.uuid4().hex}"
-        blocks = [f"bs={layout.AREA_BYTES}", f"skip={skip}", f"count={skip + 1}"]
+        blocks = [f"bs={size}", f"skip={skip}", f"count={skip + 1}"]
         at = self.hosts[host]
         await asyncio.to_thread(at.run, ["qemu-img", "dd", "-U", "--image-opts", "-O", "raw", *blocks, f"if={image}", f"of={out}"])
         raw = at.outside(out)
-        ring = layout.parse_ring(raw.read_bytes()[-layout.AREA_BYTES :])
+        found = raw.read_bytes()[-size:]
         raw.unlink()
+        if vm.uid in self.small:
+            record = layout.parse_bootsector_record(found)
+            return 0 if record is None else record.counter
+        ring = layout.parse_ring(found)
         return ring[-1].counter if ring else 0
 
     async def add_unmanaged(self, host: int) -> str:
@@ -269,7 +277,7 @@ async def _relay(host: Host, listen: str, connect: str) -> subprocess.Popen[byte
 @asynccontextmanager
 async def open_rig() -> AsyncIterator[Rig]:
     hosts = await asyncio.to_thread(_lab)
-    await asyncio.to_thread(_guest)
+    await asyncio.to_thread(_guest, small=True)
     acceleration = await measured_once()
     async with AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(OutsideHypervisor(host, acceleration).connected()) for host in hosts]

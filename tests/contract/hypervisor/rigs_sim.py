@@ -50,7 +50,7 @@ class SimRig:
     def hypervisor(self, host: int) -> Hypervisor:
         return self._hypervisors[host]
 
-    async def new_vm(self, *, local: bool = False) -> ContractVM:
+    async def new_vm(self, *, local: bool = False, small: bool = False) -> ContractVM:
         serial, pool = next(self._serial), LOCAL_POOL if local else POOL
         vm_uid, volume_uid = str(UUID(int=serial)), str(UUID(int=1000 + serial))
         for volumes in self._volumes:
@@ -60,7 +60,10 @@ class SimRig:
         return ContractVM(spec, tuple({volume_uid: volumes.path(pool, volume_uid, "qcow2")} for volumes in self._volumes))
 
     async def ticks(self, vm: ContractVM, host: int = 0) -> int:
-        return self.world.guest(vm.uid).ticks
+        try:
+            return self.world.guest(vm.uid).ticks
+        except KeyError:  # it has never executed
+            return 0
 
     async def same_disks(self, vm: ContractVM) -> bool:
         self.world.guest(vm.uid)  # accounts for what was written until now

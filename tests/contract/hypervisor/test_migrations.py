@@ -129,7 +129,7 @@ async def test_between_switchover_and_resume_nobody_holds_a_lock(rig: Rig) -> No
 @needs(Capability.MIGRATION, Capability.GUEST)
 async def test_the_guest_goes_on_where_it_was(rig: Rig) -> None:
     """A counter that begins again is a cold start, not a migration."""
-    vm = await started(rig)
+    vm = await started(rig, small=True)
     await advances(rig, vm)
     before = await rig.ticks(vm)
     await migrate(rig, vm)

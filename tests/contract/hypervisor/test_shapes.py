@@ -9,6 +9,8 @@ from nodeagent.ports import EventKind
 from tests.contract.hypervisor.rig import Capability, ContractVM, HandEdit, Rig, hear, needs, until
 from tests.contract.hypervisor.test_domains import started
 
+ASKED_OF_THE_GUEST = frozenset({HandEdit.MEMORY, HandEdit.ATTACH_DISK})
+"""It gives memory back, and lets go of the disk."""
 NOTICED_S = 60.0
 """Balloon and hot-unplug need a guest that has booted, emulated."""
 
@@ -33,7 +35,7 @@ async def test_a_domain_as_it_was_made_is_no_drift(rig: Rig) -> None:
 @pytest.mark.parametrize("edit", HandEdit)
 async def test_a_hand_edit_is_found_and_its_undoing_too(rig: Rig, edit: HandEdit) -> None:
     """A change past Hostler that is not seen, or that is still told when it is undone."""
-    vm = await started(rig)
+    vm = await started(rig, small=edit not in ASKED_OF_THE_GUEST)
 
     async def told() -> bool:
         return any(edit.told in finding for finding in await drift(rig, vm))
