@@ -82,6 +82,8 @@ class _Run:
     told_task: "asyncio.Task[None] | None" = None
     arrived: bool = False
     leaving: bool = False
+    dead: bool = False
+    """Found without a process while it was leaving: libvirt has ended QEMU, and takes its time to say so."""
     looked_about_s: float = 0.0
     locks: Locks | None = None
     lockless: bool = False
@@ -300,6 +302,9 @@ class OutgoingHandoffs:
     async def _freeze(self, run: _Run) -> None:
         run.locks = None
         if not self._hypervisor.freeze(run.handoff.vm_uid):
+            if run.leaving:
+                run.dead = True
+                return
             await self._idle(run)  # it has just ended: whoever says why must be heard before the next step
         elif self._hypervisor.is_frozen(run.handoff.vm_uid):
             await self._inspect(run)  # the next thing that is asked for, and the guest stands still
@@ -464,7 +469,8 @@ class OutgoingHandoffs:
         """The copy here. From the switchover on it is judged by the events seen: libvirt may hold the domain for seconds while the guest waits."""
         seen = self._observer.seen(handoff.vm_uid)
         if seen.switched and seen.ending is None:
-            return Copy.SWITCHED
+            run = self._runs.get(handoff.operation_id)
+            return Copy.GONE_MIGRATED if run is not None and run.dead else Copy.SWITCHED
         try:
             domain = await self._hypervisor.domain(handoff.vm_uid)
             return await self._gone(handoff) if domain is None else _standing(domain)

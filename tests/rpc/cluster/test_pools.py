@@ -116,6 +116,18 @@ async def test_a_record_that_cannot_be_read_at_once_is_read_again(
     assert done.migration.downtime_ms < REAP_S * 1000
 
 
+async def test_a_source_whose_process_has_ended_is_not_waited_for(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU ends before it can be frozen, and libvirt takes seconds to say so: the guest stands still for all of them."""
+    shared(cluster).locks = False
+    await client.made("web-1")
+    monkeypatch.setattr(SimHypervisor, "freeze", lambda hypervisor, vm_uid: False)
+    done = await client.wait(await client.migrate("web-1"))
+    assert done.state == operation_pb2.Operation.SUCCEEDED, done.error.message
+    assert done.migration.downtime_ms < REAP_S * 1000
+
+
 def cluster_handoff(cluster: DevCluster, node_id: str, vm_uid: str) -> tuple[str, ...]:
     """The pools whose locks the source was told to rely on, from what its agent has on disk."""
     files = (cluster.directory / "state" / node_id / "outgoing").iterdir()
