@@ -169,8 +169,8 @@ class Lease(Protocol):
     async def keep_alive(self) -> None:
         """Renew until cancelled; raises LeaseLost when the lease is gone or its local deadline has passed."""
 
-    async def revoke(self) -> None:
-        """Give it up now, best effort, bounded by a short deadline; never raises StoreUnavailable."""
+    async def revoke(self) -> bool:
+        """Give it up now, bounded by a short deadline; never raises StoreUnavailable. False: nobody answered, and it may last for its whole time."""
 
 
 class Store(Protocol):

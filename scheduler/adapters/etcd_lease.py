@@ -91,9 +91,13 @@ class EtcdLease:
     async def _request(self) -> AsyncIterator[wire.LeaseKeepAliveRequest]:
         yield wire.LeaseKeepAliveRequest(ID=self._lease_id)
 
-    async def revoke(self) -> None:
+    async def revoke(self) -> bool:
         try:
             async with asyncio.timeout(REVOKE_DEADLINE_S):
                 await self._connection.write(LEASE_REVOKE, wire.LeaseRevokeRequest(ID=self._lease_id))
-        except (StoreUnavailable, OutcomeUnknown, LeaseLost, TimeoutError) as error:
+        except LeaseLost:
+            return True
+        except (StoreUnavailable, OutcomeUnknown, TimeoutError) as error:
             log.info("lease not revoked, it will expire", lease_id=self._lease_id, reason=str(error))
+            return False
+        return True

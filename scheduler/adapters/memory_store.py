@@ -247,11 +247,12 @@ class MemoryLease:
                 raise LeaseLost("the store does not know the lease any more")
             self._ends_s = sent_s + self._ttl_s
 
-    async def revoke(self) -> None:
+    async def revoke(self) -> bool:
         try:
             await self._store.revoke(self._lease_id)
         except (StoreUnavailable, OutcomeUnknown):
-            return
+            return False
+        return True
 
 
 def _revision(event: KeyEvent) -> int:

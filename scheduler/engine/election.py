@@ -59,6 +59,8 @@ class Election:
         self._store = store
         self._lease_ttl_s = lease_ttl_s
         self.leads = False
+        self._left: Lease | None = None
+        """The last term's, if it could not be revoked: it may hold the leader's key for its whole time, and longer after an election of etcd's."""
 
     async def run(self, lead: Callable[[Term], Awaitable[None]]) -> None:
         while True:
@@ -69,6 +71,8 @@ class Election:
                 await asyncio.sleep(PAUSE_S)
 
     async def _campaign(self, lead: Callable[[Term], Awaitable[None]]) -> None:
+        if self._left is not None:
+            await self._give_up(self._left)
         await self._await_vacancy()
         lease = await self._store.grant(self._lease_ttl_s)
         try:
@@ -76,7 +80,10 @@ class Election:
             if isinstance(result, Committed):
                 await self._lead(Term(self._replica_id, result.revision), lease, lead)
         finally:
-            await lease.revoke()
+            await self._give_up(lease)
+
+    async def _give_up(self, lease: Lease) -> None:
+        self._left = None if await lease.revoke() else lease
 
     async def _await_vacancy(self) -> None:
         """Until nobody leads."""

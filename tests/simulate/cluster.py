@@ -260,9 +260,9 @@ class SimLease:
                 raise LeaseLost("the store does not know the lease any more")
             self._ends_s = sent_s + self._ttl_s
 
-    async def revoke(self) -> None:
+    async def revoke(self) -> bool:
         self._process.alive()
-        await self._lease.revoke()
+        return await self._lease.revoke()
 
 
 class SimFiles:

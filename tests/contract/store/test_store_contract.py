@@ -433,9 +433,9 @@ async def test_revoked_lease_is_gone_at_once(subject: Subject) -> None:
     """A leader that stops in order leaves no gap of a TTL behind; again is no error."""
     lease = await subject.store.grant(60)
     await subject.store.txn([], [Put(subject.key("a"), b"", lease.lease_id)])
-    await lease.revoke()
+    assert await lease.revoke()
     assert (await subject.store.get(subject.key("a"))).item is None
-    await lease.revoke()
+    assert await lease.revoke()
 
 
 async def test_key_written_without_its_lease_is_free_of_it(subject: Subject) -> None:
