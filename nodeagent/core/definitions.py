@@ -48,8 +48,7 @@ class Definition:
     rebooted_by: str = ""
     """The operation that has rebooted it last: the same command once more does not."""
     ran_epoch: int = 0
-    """Under which a start has let its guest run here last. Each start takes an epoch of its own, so a guest runs once under each: the same command
-    once more, after the guest has ended, starts nothing, whatever the owner record says until it has heard of that end."""
+    """Under which a start has let its guest run here last."""
 
     @property
     def rank(self) -> Rank:
@@ -117,6 +116,12 @@ class Outgoing:
     @property
     def limits(self) -> Limits:
         return Limits(self.bandwidth_mib_s, self.max_downtime_ms)
+
+
+def has_run(definition: Definition, command: Command) -> bool:
+    """Whether a start has let the guest run here under the command's epoch. Each start takes an epoch of its own, so a guest runs once under each:
+    the same command once more, after the guest has ended, starts nothing, whatever the owner record says until it has heard of that end."""
+    return definition.ran_epoch == command.epoch
 
 
 class EpochVerdict(StrEnum):

@@ -14,7 +14,7 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMPower, VMStatus
 from hostler.model.owner import OwnerState, may_run
 from hostler.server.clock import Clock
-from nodeagent.core.definitions import Command, Definition
+from nodeagent.core.definitions import Command, Definition, has_run
 from nodeagent.core.ledger import Account, CapacityCap, account, misfit, no_room
 from nodeagent.core.observed import CopyTag, DomainView, Power
 from nodeagent.engine.heeding import heard, heed, not_buried
@@ -157,7 +157,7 @@ class HostVMs:
             if domain is not None and not _is_copy_of(domain, command.epoch):
                 await self._hypervisor.destroy(command.vm_uid)
                 domain = None
-            if domain is None and definition.ran_epoch == command.epoch:
+            if domain is None and has_run(definition, command):
                 return await self.status(command.vm_uid)
             if domain is None:
                 self._observer.forget(command.vm_uid)
@@ -175,7 +175,7 @@ class HostVMs:
                 Reason.EPOCH_STALE, f"{self._node_id} may not run this VM under epoch {command.epoch}: another owner or epoch is recorded."
             )
         definition = self._state.definitions[command.vm_uid]
-        if definition.ran_epoch != command.epoch:
+        if not has_run(definition, command):
             await self._state.keep_definition(replace(definition, ran_epoch=command.epoch))
         await self._hypervisor.resume(command.vm_uid)
 

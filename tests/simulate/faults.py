@@ -547,7 +547,8 @@ class Faults:
         if random.random() < 0.4 and vm.uid in host.domains and not vm.operation_id:
             # The last command that its node has heard is the start: only the record says that it is not to run any more.
             host.crash_domain(vm.uid)
-            await self._comes_true(lambda: (now := state.vm_by_uid(vm.uid)) is None or now.record.owner.state is OwnerState.STOPPED)
+            if random.random() < 0.5:  # else the word of its end is on its way while they come
+                await self._comes_true(lambda: (now := state.vm_by_uid(vm.uid)) is None or now.record.owner.state is OwnerState.STOPPED)
         for call in old:
             await asyncio.sleep(random.random() * 0.1)
             call.again()

@@ -106,6 +106,11 @@ def _no_ranks() -> Iterator[None]:
         yield
 
 
+def _runs_twice() -> AbstractContextManager[object]:
+    """A start that comes once more starts a guest that has ended, as long as the record has not heard of it."""
+    return mock.patch.object(vms, "has_run", return_value=False)
+
+
 def _commit_whatever() -> AbstractContextManager[object]:
     """Neither the revision that was read nor the guards are compared."""
 
@@ -169,6 +174,7 @@ MUTATIONS: Mapping[str, Missing] = {
     "no-read-before-resume": Missing(_no_read_before_resume, "old_commands"),
     "no-epochs": Missing(_no_epochs, "old_commands"),
     "no-ranks": Missing(_no_ranks, "old_commands"),
+    "runs-twice": Missing(_runs_twice, "old_commands"),
     "commit-whatever": Missing(_commit_whatever, "old_commands"),
     "no-guards": Missing(_no_guards),
     "ledger-unguarded": Missing(_ledger_unguarded),
