@@ -21,6 +21,7 @@ from scheduler.core.records import (
     vm_key,
 )
 from scheduler.core.state import ClusterState, Kept
+from scheduler.core.steps import how_it_ended
 from scheduler.core.transaction import Transaction
 
 
@@ -93,15 +94,14 @@ def take_status(state: ClusterState, node_id: str, status: VMStatus) -> Transact
 
 def _observed(vm: VMRecord, status: VMStatus) -> VMRecord | None:
     """The VM with what its owner said; an owner that says OFF may not run it again under this epoch."""
-    stopped = replace(vm.owner, state=OwnerState.STOPPED)
+    if vm.owner.state is not OwnerState.RUNNING:
+        return None
+    if (ended := how_it_ended(status)) is not None:
+        return replace(vm, observed=ended[0], reason=ended[1], owner=replace(vm.owner, state=OwnerState.STOPPED))
     match status.power:
         case VMPower.ON:
-            return replace(vm, observed=Observed.RUNNING, reason="") if vm.owner.state is OwnerState.RUNNING else None
-        case VMPower.OFF if vm.owner.state is OwnerState.RUNNING:
-            return replace(vm, observed=Observed.STOPPED, reason=status.reason or "The guest powered off.", owner=stopped)
-        case VMPower.CRASHED if vm.owner.state is OwnerState.RUNNING:
-            return replace(vm, observed=Observed.CRASHED, reason=status.reason, owner=stopped)
-        case VMPower.PAUSED if vm.owner.state is OwnerState.RUNNING:
+            return replace(vm, observed=Observed.RUNNING, reason="")
+        case VMPower.PAUSED:
             return replace(vm, reason="The guest is paused by its hypervisor.")
         case _:
             return None

@@ -20,6 +20,7 @@ from hostler.model.journal import STARTING as STARTING
 from hostler.model.journal import STOPPING as STOPPING
 from hostler.model.journal import VOLUMES as VOLUMES
 from hostler.model.journal import can_cancel
+from hostler.model.node import VMPower, VMStatus
 from hostler.model.owner import Owner, OwnerState
 from hostler.model.quantities import Quantities, plus
 from scheduler.core.accept import enter, fail, succeed
@@ -133,6 +134,26 @@ def finish_vm(
     after = replace(vm.record, observed=observed, owner=owner, operation_id="", reason=reason)
     ended = fail(kept.record, error, by.driver, by.now_ms) if error else succeed(kept.record, by.driver, by.now_ms, vm=after)
     return _put(operation_key(operation_id), kept.revision, ended).and_then(_put(vm_key(after.vm_id), vm.revision, after))
+
+
+def finish_running(state: ClusterState, operation_id: str, come_from: str, status: VMStatus, by: By) -> Transaction | None:
+    """The guest was let run, or rebooted, as was asked. `status` is its node's answer: it may have ended by itself since, and then its node runs it
+    no more under this epoch. Said here, it need not wait for a report, of which those that came meanwhile counted for nothing."""
+    ended = how_it_ended(status)
+    if ended is None:
+        return finish_vm(state, operation_id, come_from, Observed.RUNNING, OwnerState.RUNNING, by)
+    return finish_vm(state, operation_id, come_from, ended[0], OwnerState.STOPPED, by, ended[1])
+
+
+def how_it_ended(status: VMStatus) -> tuple[Observed, str] | None:
+    """What is observed of a VM whose node says that its guest is off, and the reason; None: it is not."""
+    match status.power:
+        case VMPower.OFF:
+            return Observed.STOPPED, status.reason or "The guest powered off."
+        case VMPower.CRASHED:
+            return Observed.CRASHED, status.reason
+        case _:
+            return None
 
 
 def remove_vm(state: ClusterState, operation_id: str, come_from: str, by: By, error: StoredError | None = None) -> Transaction | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from msgspec.structs import replace
 
 from hostler.model.copy import Stage
+from hostler.model.node import VMPower
 from hostler.model.owner import OwnerState, may_run
 from nodeagent.core.definitions import EpochVerdict, judge_epoch
 from scheduler.core.steps import ABORTING, COMMITTED, ROLLBACK, STARTING
@@ -215,7 +216,8 @@ class HostMoves:
             case Ask.STOP_VM:
                 return Move(says, self.stopped(placed(world, node, destroyed(host)), message))
         if host.domain is None and host.ran == message.epoch and self._rules.runs_once:
-            return Move(f"{says}: it has run, and ended", gives(placed(world, node, host), message, ("started", message.op, "")))
+            ended = gives(placed(world, node, host), message, ("started", message.op, VMPower.OFF.value))
+            return Move(f"{says}: it has run, and ended", ended)
         step = Step.CREATE
         if host.domain is not None and host.domain.epoch == message.epoch:
             if host.domain.has is Has.RUNNING:

@@ -37,6 +37,7 @@ from scheduler.core.steps import (
     finish_abort,
     finish_lost,
     finish_migration,
+    finish_running,
     finish_vm,
     let_run,
 )
@@ -206,7 +207,7 @@ class Rules:
             case "starting":
                 return enter_phase(state, operation_id, "ACCEPTED", STARTING, "", BY, lambda vm: let_run(vm, operation_id))
             case "started":
-                return finish_vm(state, operation_id, STARTING, Observed.RUNNING, OwnerState.RUNNING, BY)
+                return finish_running(state, operation_id, STARTING, VMStatus(UID, 0, True, VMPower(argument or VMPower.ON)), BY)
             case "roll back":
                 return enter_phase(state, operation_id, STARTING, ROLLBACK, "", BY, change_error=GONE_WRONG)
             case "start failed":

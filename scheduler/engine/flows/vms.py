@@ -17,6 +17,7 @@ from scheduler.core.steps import (
     STOPPING,
     VOLUMES,
     enter_phase,
+    finish_running,
     finish_vm,
     let_run,
     remove_vm,
@@ -77,9 +78,9 @@ async def _start_or_leave(run: Run) -> None:
 
 
 async def _start(run: Run, phase: str) -> None:
-    await run.nodes.start(run.vm.record.owner.node_id, run.order())
+    status = await run.nodes.start(run.vm.record.owner.node_id, run.order())
     by = run.by()
-    await run.write(lambda state: finish_vm(state, run.operation_id, phase, Observed.RUNNING, OwnerState.RUNNING, by))
+    await run.write(lambda state: finish_running(state, run.operation_id, phase, status, by))
 
 
 async def _roll_back(run: Run) -> None:
@@ -161,9 +162,9 @@ async def reboot(run: Run) -> None:
             await _enter(run, "ACCEPTED", REBOOTING, "Being rebooted.")
         case phase if phase == REBOOTING:
             how = run.operation.stop
-            await run.nodes.reboot(run.vm.record.owner.node_id, run.order(), how is not None and how.force)
+            status = await run.nodes.reboot(run.vm.record.owner.node_id, run.order(), how is not None and how.force)
             by = run.by()
-            await run.write(lambda state: finish_vm(state, run.operation_id, REBOOTING, Observed.RUNNING, OwnerState.RUNNING, by))
+            await run.write(lambda state: finish_running(state, run.operation_id, REBOOTING, status, by))
 
 
 # ---- DeleteVM: ACCEPTED -> STOPPING -> REMOVING

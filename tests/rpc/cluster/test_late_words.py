@@ -127,6 +127,32 @@ async def stopped(client: Client, vm_id: str) -> operation_pb2.Operation:
     return await client.wait(await client.vms.StopVM(vms_pb2.StopVMRequest(name=f"vms/{vm_id}", force=True), timeout=CALL_S))
 
 
+async def test_a_start_that_comes_again_after_its_guest_has_ended_starts_nothing(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that runs though the cluster comes to say that it is stopped: it ended by itself, and its StartVM came once more while the record,
+    which the agent reads, did not say so yet. Nor is the repeat, whose first answer was lost, an operation that failed."""
+    starts: list[Command] = []
+    start = HostVMs.start
+
+    async def start_noted(self: HostVMs, command: Command) -> VMStatus:
+        starts.append(command)
+        status = await start(self, command)
+        if len(starts) == 1:
+            cluster.world.hosts[self._node_id].crash_domain(command.vm_uid)
+            raise HypervisorUnavailable("The answer is lost.")
+        return status
+
+    monkeypatch.setattr(HostVMs, "start", start_noted)
+    made = await client.wait(await client.create("web-1"))
+    assert (made.state, made.vm.state) == (operation_pb2.Operation.SUCCEEDED, vm_pb2.VM.CRASHED), made.error.message
+    assert len(starts) > 1
+    assert cluster.world.guest(made.vm.uid).executing == ()
+    again = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name="vms/web-1"), timeout=CALL_S))
+    assert (again.vm.state, again.vm.epoch) == (vm_pb2.VM.RUNNING, made.vm.epoch + 1)
+    assert len(cluster.world.guest(made.vm.uid).executing) == 1
+
+
 async def test_a_start_that_comes_again_while_its_guest_is_stopped_starts_nothing(
     client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
