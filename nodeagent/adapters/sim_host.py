@@ -157,6 +157,11 @@ class SimHost:
                 self.events.publish(event)
         self._changed()
 
+    def unhang_all(self) -> None:
+        """Nothing is stuck any more; what it did for a domain may be, though that has gone since."""
+        self._hung_domains.clear()
+        self.unhang()
+
     def crash_daemon(self) -> None:
         """The daemon dies; the domains go on."""
         self.up, self._hung = False, False

@@ -114,9 +114,7 @@ class Faults:
         self._thaw_store()
         for host in world.hosts.values():
             host.refuse_create = ""
-            for vm_uid in list(host.domains):
-                host.unhang(vm_uid)
-            host.unhang()
+            host.unhang_all()
             if not host.up:
                 host.boot_host() if host.node_id in self._off else host.restart_daemon()
             for job in host.jobs.values():
