@@ -60,6 +60,8 @@ class Checker:
         self._now_s = now_s
         self._sums: dict[str, dict[str, int]] = {}
         self._epochs: dict[str, tuple[int, str]] = {}
+        self._ran: dict[tuple[str, int], int] = {}
+        """The process of each VM and epoch that has executed."""
         self._done: dict[str, asyncio.Future[None]] = {}
         self._moved: dict[str, asyncio.Event] = {}
         self.moves: dict[Callable[[OperationRecord], None], None] = {}
@@ -191,6 +193,16 @@ class Checker:
         """A copy begins to execute, or goes on."""
         kept = self.state.vm_by_uid(process.vm_uid)
         self._judge(process, kept.record if kept is not None else None, "it begins to execute")
+        self._runs_once(process)
+
+    def _runs_once(self, process: "SimProcess") -> None:
+        """A guest that has ended is not started again under its epoch."""
+        domain = self.cluster.world.hosts[process.node_id].domains.get(process.vm_uid) if self.cluster is not None else None
+        if domain is None or domain.tag is None:
+            return
+        first = self._ran.setdefault((process.vm_uid, domain.tag.epoch), process.pid)
+        if first != process.pid:
+            self.broken(f"a second guest of {process.vm_uid} executes under epoch {domain.tag.epoch}, on {process.node_id}")
 
     def _judge(self, process: "SimProcess", vm: VMRecord | None, when: str) -> None:
         if self.cluster is None:
