@@ -264,11 +264,15 @@ class IncomingHandoffs:
         """Destroy the copy this operation made, and the files it filled, close the tunnel, free the charge; refused if the record says that it was
         committed to us.
 
-        An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever.
+        An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever. Or it
+        has charged it, and the agent died before it wrote down the handoff.
         """
         async with self._state.vm_lock(command.vm_uid):
             handoff = self._state.incoming.get(command.operation_id)
             if handoff is None:
+                half = self._state.definitions.get(command.vm_uid)
+                if half is not None and half.incoming and half.operation_id == command.operation_id:
+                    await self._state.drop_definition(command.vm_uid)
                 await self._state.keep_incoming(Incoming(command.operation_id, command.vm_uid, "", command.epoch, Stage.ABORTED))
             elif handoff.stage is Stage.PREPARED:
                 read = await self._authority.owner(handoff.vm_uid)

@@ -14,7 +14,8 @@ from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from nodeagent.adapters.sim_migration import MigrationFault
-from nodeagent.core.definitions import Command, DiskTarget, Outgoing
+from nodeagent.core.definitions import Command, DiskTarget, Incoming, Outgoing
+from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.outgoing import OutgoingHandoffs
 from nodeagent.engine.vms import HostVMs
@@ -58,6 +59,30 @@ async def test_a_preparation_that_comes_after_its_abort_charges_nobody(
     again = await client.wait(await client.migrate("web-1"))
     assert again.state == operation_pb2.Operation.SUCCEEDED, again.error.message
     assert (await client.vm("web-1")).node != vm.node
+
+
+async def test_an_abort_frees_what_a_preparation_that_was_cut_short_has_charged(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that is charged for ever: its agent died between the charge and the journal of the handoff, and knows of none to abort."""
+    vm = await client.made("web-1")
+    cut_short: list[str] = []
+    keep = HostState.keep_incoming
+
+    async def cut(self: HostState, handoff: Incoming) -> None:
+        if handoff.stage is Stage.PREPARED:
+            cut_short.append(handoff.vm_uid)
+            raise HypervisorUnavailable("The agent ends here.")
+        await keep(self, handoff)
+
+    monkeypatch.setattr(HostState, "keep_incoming", cut)
+    operation = await client.migrate("web-1")
+    async with asyncio.timeout(TIMEOUT_S):
+        while not cut_short:  # noqa: ASYNC110 the message has no event
+            await asyncio.sleep(LOOK_S)
+    assert (await cancelled(client, operation)).state == CANCELLED
+    having = {file.parent.parent.name for file in (cluster.directory / "state").glob("*/vms/*") if vm.uid in file.name}
+    assert having == {vm.node.removeprefix("nodes/")}
 
 
 async def test_a_hypervisor_that_does_not_answer_after_the_abort_makes_no_running_guest_a_dead_one(
