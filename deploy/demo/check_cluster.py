@@ -68,7 +68,9 @@ def main() -> int:
             if state != "running" or epoch != owner["epoch"]:
                 wrong.append(f"{vm['vm_id']} on {name}: {state} under epoch {epoch}, etcd says epoch {owner['epoch']}")
         keepers = {name: found[vm["uid"]] for name, found in kept.items() if vm["uid"] in found}
-        if keepers != {owner["node_id"]: owner["epoch"]}:
+        # A VM that was moved while it was off is defined by its new owner under the epoch before: the next start brings its own.
+        epochs = {owner["epoch"], owner["epoch"] - 1} if owner["state"] == "STOPPED" else {owner["epoch"]}
+        if set(keepers) != {owner["node_id"]} or not set(keepers.values()) <= epochs:
             wrong.append(f"{vm['vm_id']}: defined by {keepers}, owned by {owner['node_id']} under epoch {owner['epoch']}")
         if [key for key in claims if key.endswith(f"/{vm['vm_id']}")] != [f"claim/{owner['node_id']}/{vm['vm_id']}"]:
             wrong.append(f"{vm['vm_id']}: its claims are not one on its owner")
