@@ -264,8 +264,8 @@ class IncomingHandoffs:
         """Destroy the copy this operation made, and the files it filled, close the tunnel, free the charge; refused if the record says that it was
         committed to us.
 
-        An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever. Or it
-        has charged it, and the agent died before it wrote down the handoff.
+        An abort of what is not known here is written down too: its PrepareIncoming may still be on the way, and would charge this host for ever. Or
+        it has charged it, and the agent died before it wrote down the handoff.
         """
         async with self._state.vm_lock(command.vm_uid):
             handoff = self._state.incoming.get(command.operation_id)
