@@ -48,7 +48,7 @@ class Definition:
     rebooted_by: str = ""
     """The operation that has rebooted it last: the same command once more does not."""
     ran_epoch: int = 0
-    """Under which a start has let its guest run here last."""
+    """Under which a start has let its guest run here last; 0: under none. Written before the guest runs: see `has_run`."""
 
     @property
     def rank(self) -> Rank:

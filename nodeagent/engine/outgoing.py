@@ -303,7 +303,7 @@ class OutgoingHandoffs:
         run.locks = None
         if not self._hypervisor.freeze(run.handoff.vm_uid):
             if run.leaving:
-                run.dead = True
+                run.dead = True  # what is dead needs no freeze, and libvirt takes a second and more to bury it
                 return
             await self._idle(run)  # it has just ended: whoever says why must be heard before the next step
         elif self._hypervisor.is_frozen(run.handoff.vm_uid):

@@ -30,7 +30,7 @@ KNOWN: Mapping[str, Configuration] = {**LARGE, **EVERYTHING}
 
 
 WALKS_AT_ONCE = 250
-"""By one process: what it remembers of the decisions goes with it."""
+"""By one `Moves`: what that remembers of the decisions goes with it."""
 
 
 @dataclass(frozen=True, slots=True)

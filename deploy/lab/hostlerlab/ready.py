@@ -7,6 +7,7 @@ from hostlerlab.hosts import SHARED_POOL
 from hostlerlab.lab import Lab, default_specs
 
 HOSTS = 3
+"""A source, a destination, and one more that has nothing to do with it."""
 
 
 def ready_lab(folder: Path, hosts: int = HOSTS, pool: Path = SHARED_POOL) -> Lab:
