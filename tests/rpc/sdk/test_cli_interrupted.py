@@ -1,9 +1,11 @@
 """A command that is given up before its answer came: nobody knows whether it was accepted, and nobody has to."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -60,3 +62,17 @@ async def test_a_deadline_says_it_too(slow: tuple[Slow, Cli]) -> None:
     ran = await cli(*CREATE, "--request-id", "mine")
     assert (ran.status, (await servicer.asked.get()).request_id) == (6, "mine")
     assert ran.err.splitlines()[-1] == told("mine")
+
+
+async def test_ctrl_c_while_it_is_being_loaded_shows_nothing(tmp_path: Path) -> None:
+    """A traceback out of a library, for whoever has mistyped and knows it."""
+    loading = tmp_path / "loading"
+    os.mkfifo(loading)
+    (tmp_path / "typer.py").write_text(f"import signal\nopen({str(loading)!r}, 'w').close()\nsignal.pause()\n")
+    paths = environment()["PYTHONPATH"]
+    async with asyncio.timeout(CLI_S):
+        process = await Cli(environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{paths}"), cold=True).start("vm", "list")
+        await asyncio.to_thread(loading.read_bytes)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (-signal.SIGINT, "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from hostler.cli.__main__ import app
+from hostler.cli.app import app
 from hostler.cli.plugins import LazyCommand
 from tests.rpc.sdk.conftest import CLI_S, Cli, environment
 
@@ -52,7 +52,7 @@ def test_other_people_s_words_mean_the_same_and_are_not_shown() -> None:
 SPARING = """
 import sys
 from hostler.cli import plugins
-from hostler.cli.__main__ import app
+from hostler.cli.app import app
 
 made = []
 plugins._Unmade.made = lambda self, before=plugins._Unmade.made: (made.append(self.name), before(self))[1]

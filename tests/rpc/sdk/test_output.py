@@ -162,7 +162,7 @@ def test_each_class_has_its_status(kind: type[HostlerError], code: int) -> None:
 
 async def test_help_loads_neither_grpc_nor_a_plug_in() -> None:
     """Help that takes seconds because it imports a daemon."""
-    code = "import sys; from hostler.cli.__main__ import app\ntry: app(['--help'])\nfinally: print('LOADED', {'grpc', 'devcluster'} & {*sys.modules})"
+    code = "import sys; from hostler.cli.app import app\ntry: app(['--help'])\nfinally: print('LOADED', {'grpc', 'devcluster'} & {*sys.modules})"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment(), stdout=asyncio.subprocess.PIPE)
     out = (await process.communicate())[0].decode()
     assert "Run a simulated cluster" in out

@@ -170,7 +170,7 @@ def _server() -> socket.socket:
 
 def _main() -> None:
     # Everything that a command may need later: the two ways to connect, and what is imported for the sake of words alone.
-    from hostler.cli.__main__ import app, main
+    from hostler.cli.app import app, main
 
     for way in ("hostler.cluster", "hostler.node"):
         import_module(way)
