@@ -57,6 +57,13 @@ def aborting(cluster: Cluster) -> str:
     return operation_id
 
 
+def run_of(cluster: Cluster, operation_id: str, writer: SlowWriter) -> Run:
+    """The driver of the operation, to whom no node answers."""
+    nobody = cast(Any, SimpleNamespace())
+    nodes = FencedNodes(nobody, cast(Any, cluster))
+    return Run(operation_id, nodes, cast(Any, cluster), cast(Any, writer), ManualClock(), Term("s1", 1), nobody, SPREAD)
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["before the decision", "before the write"])
 async def test_a_node_that_is_back_meanwhile_speaks_for_itself(early: bool) -> None:
     """STOPPED in the record of a VM that runs: a replica that stood still took its node for off, by a proof that was void when it went on."""
@@ -64,18 +71,8 @@ async def test_a_node_that_is_back_meanwhile_speaks_for_itself(early: bool) -> N
     operation_id = aborting(cluster)
     for node_id in ("n1", "n2"):
         set_node(cluster, node_id, NodeState.FENCED)
-    nobody = cast(Any, SimpleNamespace())
-    writer = SlowWriter(cluster, lambda: set_node(cluster, "n1", NodeState.CORDONED), early)
-    run = Run(
-        operation_id,
-        FencedNodes(nobody, cast(Any, cluster)),
-        cast(Any, cluster),
-        cast(Any, writer),
-        ManualClock(),
-        Term("s1", 1),
-        nobody,
-        SPREAD,
-    )
+    back = SlowWriter(cluster, lambda: set_node(cluster, "n1", NodeState.CORDONED), early)
+    run = run_of(cluster, operation_id, back)
     await migration.step(run)
     assert cluster.state.operations[operation_id].record.phase == ABORTING
     assert not cluster.state.operations[operation_id].record.done
@@ -89,18 +86,7 @@ async def test_while_both_are_fenced_the_step_is_taken() -> None:
     operation_id = aborting(cluster)
     for node_id in ("n1", "n2"):
         set_node(cluster, node_id, NodeState.FENCED)
-    nobody = cast(Any, SimpleNamespace())
-    writer = SlowWriter(cluster, lambda: None, True)
-    run = Run(
-        operation_id,
-        FencedNodes(nobody, cast(Any, cluster)),
-        cast(Any, cluster),
-        cast(Any, writer),
-        ManualClock(),
-        Term("s1", 1),
-        nobody,
-        SPREAD,
-    )
+    run = run_of(cluster, operation_id, SlowWriter(cluster, lambda: None, True))
     await migration.step(run)
     assert cluster.state.operations[operation_id].record.done
     assert cluster.state.vms["web"].record.owner.state is OwnerState.STOPPED
