@@ -7,20 +7,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
-from typing import Any
 
 import grpc.aio
 
-from hostler.api.cluster.v1 import nodes_pb2, nodes_pb2_grpc, operations_pb2, operations_pb2_grpc
-from hostler.internal.v1 import peer_pb2, peer_pb2_grpc
-from hostler.model.owner import OwnerState
-from hostler.server.identity import Principal, PrincipalKind
+from hostler.api.cluster.v1 import nodes_pb2
 from nodeagent.adapters.sim_migration import MigrationFault
 from nodeagent.core.observed import Power
 from scheduler.adapters.memory_store import Fault
-from scheduler.core.records import LEADER, NodeState, OperationRecord, Verb, VMRecord
-from tests.simulate.cluster import CLUSTER, NODES, PORT, REPLICAS, RESTART_S, Blow, SimCluster
-from tests.simulate.net import CALM, SimCall, SimChannel, Weather
+from scheduler.core.records import LEADER, NodeState
+from tests.simulate.cluster import NODES, REPLICAS, Blow, SimCluster
+from tests.simulate.handoff_faults import HandoffFaults
+from tests.simulate.net import CALM, Weather
 
 MOMENTS = 25
 """A blow falls at one of the victim's next so many outward steps: about as many as an operation or two take."""
@@ -29,8 +26,6 @@ SILENT_S = 12.0
 """A node counts as silent 10 s after its last beat."""
 
 AIMED = 0.5
-OLD_S = 60.0
-"""How late a command may come once more: longer than any replica was stopped or cut off with one in hand."""
 
 MIGRATION_FAULTS = (
     MigrationFault.FAILS_MIDWAY,
@@ -41,17 +36,14 @@ MIGRATION_FAULTS = (
 """PAUSED_IGNORED is not among them: it is a hypervisor that does not do what it was told, and stands for a guard that is taken out."""
 
 
-class Faults:
+class Faults(HandoffFaults):
     """`strike` lets one fault happen; its aftermath runs in `group`. `aim`: the kind of which every second fault is; empty: none."""
 
     def __init__(self, cluster: SimCluster, random: Random, group: asyncio.TaskGroup, aim: str) -> None:
-        self._cluster = cluster
-        self._random = random
+        super().__init__(cluster, random)
         self._group = group
         self._mending: dict[asyncio.Task[None], None] = {}
-        self._off: set[str] = set()
         self._aim: Callable[[], Awaitable[None]] | None = getattr(self, f"_{aim}") if aim else None
-        self.count = 0
         self._kinds: tuple[tuple[int, Callable[[], Awaitable[None]]], ...] = (
             (6, self._agent_killed),
             (10, self._agent_killed_at_a_step),
@@ -129,30 +121,6 @@ class Faults:
         for node_id in NODES:
             await self._uncordon(node_id)
 
-    # ---- words
-
-    def _fell(self, kind: str, what: str) -> None:
-        self.count += 1
-        self._cluster.checker.hit[f"fault {kind}"] += 1
-        self._cluster.checker.tell(f"FAULT {kind}: {what}")
-
-    async def _sleep(self, least_s: float, most_s: float) -> None:
-        await asyncio.sleep(self._random.uniform(least_s, most_s))
-
-    def _node(self) -> str:
-        return self._random.choice(NODES)
-
-    def _nodes(self) -> Any:  # noqa: ANN401 a generated stub, over a channel that is no gRPC channel
-        channel: Any = self._cluster.channel("admin", self._random.choice(REPLICAS))
-        return nodes_pb2_grpc.NodeServiceStub(channel)
-
-    def _leader(self) -> str:
-        item = self._cluster.store.keyspace().get(LEADER)
-        return item.value.decode() if item is not None else self._random.choice(REPLICAS)
-
-    def _busy_replica(self) -> str:
-        return self._leader() if self._random.random() < 0.75 else self._random.choice(REPLICAS)
-
     # ---- daemons
 
     async def _agent_killed(self) -> None:
@@ -190,11 +158,6 @@ class Faults:
         self._fell(kind, f"{name} {what}")
         self._cluster.kill(name)
         await self._restart(name)
-
-    async def _restart(self, name: str) -> None:
-        await asyncio.sleep(RESTART_S if self._random.random() < 0.7 else self._random.uniform(RESTART_S, 25.0))
-        if name not in self._off and not self._cluster.lives(name):
-            self._cluster.start(name)
 
     async def _replica_stopped(self) -> None:
         """By a signal, for longer than its lease: two replicas lead when it goes on."""
@@ -348,238 +311,6 @@ class Faults:
             for job in host.jobs.values():
                 job.end_stall()
 
-    async def _moved_and_nobody_to_ask(self) -> None:
-        """Error but moved, at a source that reaches no replica: the hardest moment of a handoff, too rare by itself."""
-        cluster, node_id = self._cluster, self._node()
-        host = cluster.world.hosts[node_id]
-        for vm_uid in host.domains:
-            cluster.world.script_migration(vm_uid, MigrationFault.FINISH_REPLY_LOST)
-        if not await self._comes_true(lambda: bool(host.jobs)):
-            return
-        await self._sleep(0.0, 0.6)
-        self._fell("error but moved, and nobody to ask", node_id)
-        await self._cut([frozenset((node_id, replica)) for replica in REPLICAS])
-
-    async def _moved_and_heard_late(self) -> None:
-        """Error but moved, and the source, which reaches no replica, learns that the copy is there only after it has run on by itself. In a part of
-        the cases it has ended since."""
-        cluster, node_id, random = self._cluster, self._node(), self._random
-        host = cluster.world.hosts[node_id]
-        for vm_uid in host.domains:
-            cluster.world.script_migration(vm_uid, MigrationFault.FINISH_REPLY_LOST)
-        asking = await self._departure("/AwaitArrival", node_id)
-        if asking is None or not host.jobs:
-            return
-        vm_uid = list(host.jobs)[-1]
-        self._fell("error but moved, and heard late", f"{node_id} {vm_uid[:8]}")
-        asking.reply_late_s = cluster.world.times.reply_timeout_s + random.uniform(0.0, 4.0)
-        links = [frozenset((node_id, replica)) for replica in REPLICAS]
-        cluster.network.cut.update(dict.fromkeys(links, random.random() < 0.5))
-        if await self._comes_true(lambda: vm_uid not in host.jobs) and random.random() < 0.4:
-            await self._sleep(0.0, 1.0)
-            if vm_uid in host.domains:
-                host.crash_domain(vm_uid)
-        await self._sleep(0.0, 8.0)
-        for link in links:
-            cluster.network.cut.pop(link, None)
-
-    async def _departure(self, method: str, caller: str = "") -> SimCall | None:
-        """The next such call, as it departs; None if none does for a while."""
-        network = self._cluster.network
-        seen: asyncio.Future[SimCall] = asyncio.get_running_loop().create_future()
-
-        def departs(call: SimCall) -> None:
-            if call.method.endswith(method) and caller in ("", call.caller_id) and not seen.done():
-                seen.set_result(call)
-
-        network.departs[departs] = None
-        try:
-            async with asyncio.timeout(30.0):
-                return await seen
-        except TimeoutError:
-            return None
-        finally:
-            del network.departs[departs]
-
-    async def _comes_true(self, so: Callable[[], bool]) -> bool:
-        for _ in range(200):
-            if so():
-                return True
-            await asyncio.sleep(0.1)
-        return False
-
-    async def _source_killed_at_its_commit(self) -> None:
-        """The commit is on its way and the source's agent dies: it knows of nothing when it comes back, and its hypervisor may call the copy a
-        failure meanwhile. The destination is cut off, so that no lock stops the source."""
-        network, random = self._cluster.network, self._random
-        if random.random() < 0.7:
-            for kept in self._cluster.checker.state.vms.values():
-                self._cluster.world.script_migration(kept.record.uid, MigrationFault.FINISH_REPLY_LOST)
-        call = await self._departure("/CommitHandoff")
-        if call is None:
-            return
-        await asyncio.sleep(random.random() * 0.01)
-        name, destination = call.caller_id, self._destination_of(call.vm_uid())
-        if not self._cluster.lives(name):
-            return
-        self._fell("source killed at its commit", f"{name} {call.operation_id()[:6]}")
-        links = [frozenset((destination, one)) for one in (*NODES, *REPLICAS) if one != destination]
-        network.cut.update(dict.fromkeys(links, True))
-        self._cluster.kill(name)
-        await asyncio.sleep(RESTART_S)
-        if name not in self._off and not self._cluster.lives(name):
-            self._cluster.start(name)
-        await self._sleep(0.0, 6.0)
-        for link in links:
-            network.cut.pop(link, None)
-
-    async def _source_killed_and_nobody_to_ask(self) -> None:
-        """An agent that comes back to a handoff, and cannot read what became of it."""
-        cluster = self._cluster
-        call = await self._departure("/AwaitArrival")
-        if call is None:
-            return
-        await self._sleep(0.0, 0.4)
-        name = call.caller_id
-        if not cluster.lives(name):
-            return
-        self._fell("source killed, and nobody to ask", f"{name} {call.operation_id()[:6]}")
-        cluster.kill(name)
-        links = [frozenset((name, replica)) for replica in REPLICAS]
-        cluster.network.cut.update(dict.fromkeys(links, self._random.random() < 0.5))
-        await asyncio.sleep(RESTART_S)
-        if name not in self._off and not cluster.lives(name):
-            cluster.start(name)
-        await self._sleep(0.5, 6.0)
-        for link in links:
-            cluster.network.cut.pop(link, None)
-
-    async def _cut_off_at_its_commit_and_cancelled(self) -> None:
-        """The source stands frozen and its commit does not get through; meanwhile the migration is cancelled, and goes back."""
-        network, random = self._cluster.network, self._random
-        call = await self._departure("/CommitHandoff")
-        if call is None:
-            return
-        name, operation_id = call.caller_id, call.operation_id()
-        links = [frozenset((name, replica)) for replica in REPLICAS]
-        network.cut.update(dict.fromkeys(links, random.random() < 0.5))
-        self._fell("source cut off at its commit, and cancelled", f"{name} {operation_id[:6]}")
-        await self._cancel(operation_id)
-        await self._sleep(0.0, 6.0)
-        for link in links:
-            network.cut.pop(link, None)
-
-    async def _source_killed_and_its_hypervisor_silent(self) -> None:
-        """A migration is cancelled while its source's agent is gone; it comes back to a hypervisor that says nothing about the copy."""
-        cluster = self._cluster
-        call = await self._departure("/AwaitArrival")
-        if call is None or not cluster.lives(call.caller_id):
-            return
-        name, host = call.caller_id, cluster.world.hosts[call.caller_id]
-        self._fell("source killed, its hypervisor silent, and cancelled", f"{name} {call.operation_id()[:6]}")
-        cluster.kill(name)
-        host.hang()
-        await self._cancel(call.operation_id())
-        await asyncio.sleep(RESTART_S)
-        if name not in self._off and not cluster.lives(name):
-            cluster.start(name)
-        await self._sleep(0.5, 12.0)
-        host.unhang()
-
-    async def _driver_killed_at_a_definition_and_cancelled(self) -> None:
-        """Between two steps that follow each other at once, the driver dies and the creation is cancelled."""
-        checker = self._cluster.checker
-        defined: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def moved(operation: OperationRecord) -> None:
-            if (operation.verb, operation.phase) == (Verb.CREATE_VM, "DEFINED") and not defined.done():
-                defined.set_result(operation.operation_id)
-
-        checker.moves[moved] = None
-        try:
-            async with asyncio.timeout(30.0):
-                operation_id = await defined
-        except TimeoutError:
-            return
-        finally:
-            del checker.moves[moved]
-        name = self._leader()
-        if not self._cluster.lives(name):
-            return
-        self._fell("driver killed at a definition, and cancelled", f"{name} {operation_id[:6]}")
-        self._cluster.kill(name)
-        await self._cancel(operation_id)
-        await self._restart(name)
-
-    async def _cancel(self, operation_id: str) -> None:
-        """By a person who asks each replica until one answers."""
-        for replica in REPLICAS:
-            channel: Any = self._cluster.channel("admin", replica)
-            stub: Any = operations_pb2_grpc.OperationServiceStub(channel)
-            with suppress(grpc.aio.AioRpcError):
-                await stub.CancelOperation(operations_pb2.CancelOperationRequest(name=f"operations/{operation_id}"), timeout=5)
-                return
-
-    def _destination_of(self, vm_uid: str) -> str:
-        kept = self._cluster.checker.state.vm_by_uid(vm_uid)
-        owner = kept.record.owner if kept is not None else None
-        return (owner.destination_node_id or owner.node_id) if owner is not None else ""
-
-    async def _old_commands(self) -> None:
-        """Commands and commits of the last minute come once more, when another operation has the VM in hand, or none."""
-        cluster, random, state = self._cluster, self._random, self._cluster.checker.state
-        vm: VMRecord | None = None
-        old: list[SimCall] = []
-        for _ in range(40):
-            await self._sleep(0.1, 0.5)
-            busy = [kept.record for kept in state.vms.values() if kept.record.owner.state is OwnerState.HANDOFF]
-            kept = busy or [kept.record for kept in state.vms.values()]
-            vm = random.choice(kept) if kept else None
-            old = [call for call in cluster.network.sent if vm is not None and call.vm_uid() == vm.uid and self._is_old(call)]
-            if old:
-                break
-        if vm is None or not old:
-            return
-        self._fell("old commands come once more", f"{len(old)} about {vm.vm_id}")
-        host = cluster.world.hosts[vm.owner.node_id]
-        if random.random() < 0.4 and vm.uid in host.domains and not vm.operation_id:
-            # The last command that its node has heard is the start: only the record says that it is not to run any more.
-            host.crash_domain(vm.uid)
-            if random.random() < 0.5:  # else the word of its end is on its way while they come
-                await self._comes_true(lambda: (now := state.vm_by_uid(vm.uid)) is None or now.record.owner.state is OwnerState.STOPPED)
-        for call in old:
-            await asyncio.sleep(random.random() * 0.1)
-            call.again()
-
-    def _is_old(self, call: SimCall) -> bool:
-        """A command of an operation that has ended."""
-        operation = self._cluster.checker.state.operations.get(call.operation_id())
-        return operation is not None and operation.record.done and self._cluster.loop.now_s - call.sent_s <= OLD_S
-
-    async def _commit_told_that_was_not_made(self) -> None:
-        """A source says so to its destination while it has not asked for the commit: no message alone lets a copy run."""
-        cluster, state = self._cluster, self._cluster.checker.state
-
-        def handoffs() -> list[VMRecord]:
-            return [kept.record for kept in state.vms.values() if kept.record.owner.state is OwnerState.HANDOFF]
-
-        if not await self._comes_true(lambda: bool(handoffs())):
-            return
-        vm = handoffs()[0]
-        owner = vm.owner
-        self._fell("commit told that was not made", f"{owner.node_id} -> {owner.destination_node_id} {owner.operation_id[:6]}")
-        channel: Any = SimChannel(
-            cluster.network, Principal(CLUSTER, PrincipalKind.NODE, owner.node_id), f"{owner.destination_node_id}:{PORT}"
-        )
-        stub: Any = peer_pb2_grpc.PeerServiceStub(channel)
-        for _ in range(150):
-            kept = state.vm_by_uid(vm.uid)
-            if kept is None or kept.record.owner != owner:
-                return
-            with suppress(grpc.aio.AioRpcError):
-                await stub.NoteCommitted(peer_pb2.NoteCommittedRequest(operation_id=owner.operation_id), timeout=1.0)
-            await asyncio.sleep(0.05)
-
     async def _no_tunnel(self) -> None:
         node_id = self._node()
         self._fell("no tunnel can be opened", node_id)
@@ -602,14 +333,6 @@ class Faults:
         replicas = list(REPLICAS) if random.random() < 0.6 else [random.choice(REPLICAS)]
         self._fell("node cut off from " + ("every replica" if len(replicas) > 1 else "one replica"), f"{node_id} {' '.join(replicas)}")
         await self._cut([frozenset((node_id, replica)) for replica in replicas])
-
-    async def _cut(self, links: list[frozenset[str]]) -> None:
-        hangs = self._random.random() < 0.5
-        for link in links:
-            self._cluster.network.cut[link] = hangs
-        await self._sleep(0.3, 10.0) if self._random.random() < 0.7 else await self._sleep(10.0, 90.0)
-        for link in links:
-            self._cluster.network.cut.pop(link, None)
 
     async def _storm(self) -> None:
         """Messages are late, lost on the way there or back, or come twice."""
