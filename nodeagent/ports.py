@@ -95,6 +95,18 @@ class MigrationSockets:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveMigration:
+    """One live migration, as the source's hypervisor is asked for it. `disk_paths` are the destination's, by volume uid. Disks in `copied` (volume
+    uids) are copied along, into files of the same size that are there; the others are the same files."""
+
+    tag: CopyTag
+    disk_paths: Mapping[str, str]
+    sockets: MigrationSockets
+    limits: Limits
+    copied: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class HypervisorFacts:
     """Versions for a person; `acceleration` "KVM" | "EMULATION" | "SIMULATION", proved by running something; `confinement` as in Node."""
 
@@ -153,18 +165,9 @@ class Hypervisor(Protocol):
         """Whether any of these exclusive images is open for writing, by the storage's own locks (F_OFD_GETLK on QEMU's bytes). Raises
         StorageUnavailable."""
 
-    async def migrate(
-        self,
-        vm_uid: str,
-        tag: CopyTag,
-        disk_paths: Mapping[str, str],
-        sockets: MigrationSockets,
-        limits: Limits,
-        copied: frozenset[str] = frozenset(),
-    ) -> None:
-        """Copy it to the destination, where it arrives paused and carries `tag`; `disk_paths` are the destination's. Disks in `copied` (volume
-        uids) are copied along, into files of the same size that are there; the others are the same files. Such a copy is complete and on the
-        destination's storage before the source lets go of its own. Returns when libvirt says that it is there. Raises HypervisorRefused or
+    async def migrate(self, migration: LiveMigration) -> None:
+        """Copy the VM of the migration's tag to the destination, where it arrives paused and carries that tag. The copy of a disk is complete and on
+        the destination's storage before the source lets go of its own. Returns when libvirt says that it is there. Raises HypervisorRefused or
         HypervisorUnavailable: neither is a verdict, look at both ends. Cancelling this call does not stop the migration; `abort_migration` does."""
 
     async def abort_migration(self, vm_uid: str) -> None:

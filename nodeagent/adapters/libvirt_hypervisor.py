@@ -40,10 +40,9 @@ from nodeagent.ports import (
     HypervisorFacts,
     HypervisorRefused,
     HypervisorUnavailable,
-    Limits,
+    LiveMigration,
     Locks,
     MigrationProgress,
-    MigrationSockets,
     Power,
     Reception,
     Tune,
@@ -378,22 +377,14 @@ class LibvirtHypervisor:
 
     # -- migration ---------------------------------------------------------------------------------------------
 
-    async def migrate(
-        self,
-        vm_uid: str,
-        tag: CopyTag,
-        disk_paths: Mapping[str, str],
-        sockets: MigrationSockets,
-        limits: Limits,
-        copied: frozenset[str] = frozenset(),
-    ) -> None:
+    async def migrate(self, migration: LiveMigration) -> None:
         def migrate(connection: libvirt.virConnect) -> None:
-            domain = libvirt_domains.ours(connection, vm_uid)
+            domain = libvirt_domains.ours(connection, migration.tag.vm_uid)
             if domain is None:
                 raise HypervisorRefused(_GONE)
-            libvirt_migration.migrate(domain, tag, disk_paths, sockets, limits, copied)
+            libvirt_migration.migrate(domain, migration)
 
-        lane = f"migrate {vm_uid}"
+        lane = f"migrate {migration.tag.vm_uid}"
         if self._long_calls.lane_taken(lane):
             raise HypervisorRefused("The VM is being migrated already.")
         if self._long_calls.running >= LONG_CALLS_MAX:

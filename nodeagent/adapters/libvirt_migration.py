@@ -23,7 +23,7 @@ from nodeagent.core import domain_shape, domain_xml
 from nodeagent.core.domain_xml import DomainSpecRefused
 from nodeagent.core.observed import CopyTag, MigrationProgress, Power
 from nodeagent.core.precopy import MOST_PERCENT
-from nodeagent.ports import HypervisorRefused, Limits, MigrationSockets, Tune
+from nodeagent.ports import HypervisorRefused, LiveMigration, MigrationSockets, Tune
 
 FLAGS = (
     libvirt.VIR_MIGRATE_LIVE
@@ -49,20 +49,14 @@ FIRST_STEP_PERCENT, NEXT_STEP_PERCENT = 20, 10
 """QEMU's defaults, until the rates are measured: that is before QEMU's first step, which it takes after the second iteration at the earliest."""
 
 
-def migrate(
-    domain: libvirt.virDomain,
-    tag: CopyTag,
-    disk_paths: Mapping[str, str],
-    sockets: MigrationSockets,
-    limits: Limits,
-    copied: frozenset[str] = frozenset(),
-) -> None:
+def migrate(domain: libvirt.virDomain, migration: LiveMigration) -> None:
     """virDomainMigrateToURI3, from its beginning to its end, which is no verdict. Blocks for as long; raises HypervisorRefused, libvirtError."""
-    xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), tag, disk_paths)
-    targets = _targets(domain.XMLDesc(), copied)
-    domain.migrateSetMaxDowntime(limits.downtime_ms)
+    xml = _destination_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE), migration.tag, migration.disk_paths)
+    targets = _targets(domain.XMLDesc(), migration.copied)
+    domain.migrateSetMaxDowntime(migration.limits.downtime_ms)
     libvirt_qemu.qemuMonitorCommand(domain, highest_throttle_command(MOST_PERCENT), 0)
-    domain.migrateToURI3(destination_uri(sockets), parameters(sockets, xml, limits.bandwidth_mib_s, targets), flags(targets))
+    sockets = migration.sockets
+    domain.migrateToURI3(destination_uri(sockets), parameters(sockets, xml, migration.limits.bandwidth_mib_s, targets), flags(targets))
 
 
 def abort(domain: libvirt.virDomain) -> None:

@@ -18,7 +18,7 @@ from nodeagent.adapters.sim_process import SimProcess
 from nodeagent.adapters.sim_storage import SimFile, SimFileSystem, take_write_lock
 from nodeagent.core.domain_xml import cpu_weight
 from nodeagent.core.observed import CopyTag, DiskShape, DomainShape, DomainView, HostTotals, NicShape, Power
-from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets
+from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, LiveMigration
 
 if TYPE_CHECKING:
     from nodeagent.adapters.sim_world import SimWorld
@@ -343,21 +343,14 @@ class SimHost:
         await self.world.clock.sleep(times.reap_stopped_s if process.stopped else times.destroy_s)
         self.lose_process(process, EventKind.STOPPED)
 
-    def begin_migration(
-        self,
-        vm_uid: str,
-        tag: CopyTag,
-        disk_paths: Mapping[str, str],
-        sockets: MigrationSockets,
-        limits: Limits,
-        copied: frozenset[str] = frozenset(),
-    ) -> MigrationJob:
+    def begin_migration(self, migration: LiveMigration) -> MigrationJob:
+        vm_uid = migration.tag.vm_uid
         domain = self.get(vm_uid)
         if vm_uid in self.jobs:
             raise HypervisorRefused("The domain is being migrated already.")
         if domain.power is not Power.RUNNING:
             raise HypervisorRefused("The domain is not running.")
-        job = self.jobs[vm_uid] = MigrationJob(self, domain, tag, disk_paths, sockets, limits, copied)
+        job = self.jobs[vm_uid] = MigrationJob(self, domain, migration)
         self.world.spawn(job.run(), f"{self.node_id} migrate {vm_uid}")
         return job
 

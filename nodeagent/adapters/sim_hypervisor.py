@@ -19,8 +19,7 @@ from nodeagent.ports import (
     GuestFacts,
     HypervisorFacts,
     HypervisorRefused,
-    Limits,
-    MigrationSockets,
+    LiveMigration,
     Reception,
     Tune,
 )
@@ -118,16 +117,8 @@ class SimHypervisor:
             return Locks.UNPROVABLE
         return Locks.HELD if any(file.holder_pid for file in found) else Locks.FREE
 
-    async def migrate(
-        self,
-        vm_uid: str,
-        tag: CopyTag,
-        disk_paths: Mapping[str, str],
-        sockets: MigrationSockets,
-        limits: Limits,
-        copied: frozenset[str] = frozenset(),
-    ) -> None:
-        job = await self._ask(vm_uid, lambda: self._host.begin_migration(vm_uid, tag, disk_paths, sockets, limits, copied), monitor=True)
+    async def migrate(self, migration: LiveMigration) -> None:
+        job = await self._ask(migration.tag.vm_uid, lambda: self._host.begin_migration(migration), monitor=True)
         await asyncio.shield(job.outcome)
 
     async def abort_migration(self, vm_uid: str) -> None:

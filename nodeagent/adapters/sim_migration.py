@@ -7,13 +7,12 @@ and lets the source run on by itself, with a complete copy left on the other sid
 """
 
 import asyncio
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nodeagent.adapters.sim_storage import SimFile
-from nodeagent.core.observed import CopyTag, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, MigrationSockets, Tune
+from nodeagent.core.observed import MigrationProgress, Power
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, LiveMigration, Tune
 
 if TYPE_CHECKING:
     from nodeagent.adapters.sim_host import SimDomain, SimHost
@@ -80,29 +79,20 @@ class Throttle:
 class MigrationJob:
     """One migration. `outcome` is libvirt's answer, which is not a verdict."""
 
-    def __init__(
-        self,
-        source: "SimHost",
-        domain: "SimDomain",
-        tag: CopyTag,
-        disk_paths: Mapping[str, str],
-        sockets: MigrationSockets,
-        limits: Limits,
-        copied: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, source: "SimHost", domain: "SimDomain", migration: LiveMigration) -> None:
         self._source = source
         self._world = source.world
         self._domain = domain
-        self._tag = tag
-        self._disk_paths = disk_paths
-        self._sockets = sockets
-        self._rate = float((limits.bandwidth_mib_s or UNLIMITED_MIB_S) * MIB)
-        self._downtime_s = limits.downtime_ms / 1000
+        self._tag = migration.tag
+        self._disk_paths = migration.disk_paths
+        self._sockets = migration.sockets
+        self._rate = float((migration.limits.bandwidth_mib_s or UNLIMITED_MIB_S) * MIB)
+        self._downtime_s = migration.limits.downtime_ms / 1000
         self._throttle = Throttle()
         self._iteration = 1
         self._dirty_bytes = 0.0
         self._fault = self._world.take_migration_fault(domain.uuid)
-        self._copied = copied
+        self._copied = migration.copied
         self._pairs: list[tuple[SimFile, SimFile]] = []
         self._disk_bytes = self._disk_left_bytes = 0.0
         self._stalled = False

@@ -1,4 +1,5 @@
-"""The source's agent in a handoff: nodeagent.engine.outgoing (`_step` and its acts) and observer, from await to await."""
+"""The source's agent in a handoff: nodeagent.engine.outgoing (`_step` and its acts), its evidence and its copy (outgoing_evidence,
+outgoing_copy) and observer, from await to await."""
 
 from collections.abc import Iterator
 

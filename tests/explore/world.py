@@ -255,7 +255,7 @@ class At(StrEnum):
 
 
 class Drive(Value, frozen=True):
-    """One `_Run` of the source's engine: lost with the agent's process."""
+    """One `Run` of the source's engine: lost with the agent's process."""
 
     op: int
     copying: Copying = Copying.NOT_BEGUN

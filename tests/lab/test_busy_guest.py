@@ -12,7 +12,7 @@ import pytest
 
 from nodeagent.core.observed import CopyTag, MigrationProgress, Power
 from nodeagent.core.precopy import Course, GiveUp, Limits, Tune, next_move
-from nodeagent.ports import HypervisorRefused
+from nodeagent.ports import HypervisorRefused, LiveMigration
 from tests.contract.hypervisor import rigs_libvirt
 from tests.contract.hypervisor.rig import ContractVM, until
 from tests.contract.hypervisor.rigs_libvirt import LibvirtRig
@@ -60,7 +60,7 @@ async def copied(rig: LibvirtRig, vm: ContractVM, limits: Limits) -> tuple[list[
     """Steered as the engine does it; what was seen at each look, and why it was given up, if it was."""
     source, sockets = rig.hypervisor(0), await rig.connect(OPERATION)
     tag, course, seen, why = CopyTag(vm.uid, 2, OPERATION), Course(limits), [], ""
-    moving = asyncio.ensure_future(source.migrate(vm.uid, tag, vm.disk_paths[1], sockets, limits))
+    moving = asyncio.ensure_future(source.migrate(LiveMigration(tag, vm.disk_paths[1], sockets, limits)))
     while not moving.done():
         progress = await source.migration_progress(vm.uid)
         if progress is not None and not why:

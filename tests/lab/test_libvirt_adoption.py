@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nodeagent.core.observed import CopyTag, Locks, Power
-from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits
+from nodeagent.ports import DomainEvent, EventKind, HypervisorRefused, HypervisorUnavailable, Limits, LiveMigration
 from tests.contract.hypervisor import rigs_libvirt
 from tests.contract.hypervisor.rig import ContractVM, hear, until
 from tests.contract.hypervisor.rigs_libvirt import LibvirtRig, OutsideHypervisor, measured_once
@@ -65,7 +65,8 @@ async def test_an_adapter_that_comes_into_a_migration_adopts_it(rig: LibvirtRig)
     vm = await started(rig)
     sockets = await rig.connect(OPERATION)
     tag = CopyTag(vm.uid, 2, OPERATION)
-    moving = asyncio.ensure_future(rig.hypervisor(0).migrate(vm.uid, tag, vm.disk_paths[1], sockets, Limits(SLOW_MIB_S)))
+    slow = LiveMigration(tag, vm.disk_paths[1], sockets, Limits(SLOW_MIB_S))
+    moving = asyncio.ensure_future(rig.hypervisor(0).migrate(slow))
 
     async def incoming() -> bool:
         view = await rig.hypervisor(1).domain(vm.uid)
@@ -81,7 +82,7 @@ async def test_an_adapter_that_comes_into_a_migration_adopts_it(rig: LibvirtRig)
         assert await source.migration_progress(vm.uid) is not None
         assert await destination.migration_progress(vm.uid) is None
         with pytest.raises(HypervisorRefused):
-            await rig.hypervisor(0).migrate(vm.uid, tag, vm.disk_paths[1], sockets, Limits(SLOW_MIB_S))
+            await rig.hypervisor(0).migrate(slow)
         async with asyncio.timeout(HEAR_S):
             assert EventKind.ARRIVED in await hear(events, vm.uid, EventKind.ARRIVED, EventKind.SUSPENDED)
         await events.aclose()
@@ -96,7 +97,8 @@ async def test_two_sources_killed_between_switchover_and_end_wedge_nothing(rig: 
         source, destination = rig.hypervisors
         sockets = await rig.connect(OPERATION)
         events = destination.events()
-        moving = asyncio.ensure_future(source.migrate(vm.uid, CopyTag(vm.uid, epoch, f"op-{epoch}"), vm.disk_paths[1], sockets, Limits(0)))
+        migration = LiveMigration(CopyTag(vm.uid, epoch, f"op-{epoch}"), vm.disk_paths[1], sockets, Limits(0))
+        moving = asyncio.ensure_future(source.migrate(migration))
         async with asyncio.timeout(HEAR_S):
             await hear(events, vm.uid, EventKind.ARRIVED)
         source.freeze(vm.uid)

@@ -33,6 +33,7 @@ from nodeagent.core.ledger import CapacityCap
 from nodeagent.core.outgoing import Act, next_act
 from nodeagent.engine import outgoing
 from nodeagent.engine.vms import Offer
+from nodeagent.ports import LiveMigration
 from scheduler import app as scheduler_app
 from scheduler.adapters.memory_keyspace import Keyspace
 from scheduler.adapters.memory_store import RENEWALS_PER_TTL, Fault, MemoryServer, MemoryStore
@@ -316,8 +317,8 @@ class SimAgentHypervisor(SimHypervisor):
     async def locks(self, disk_paths: tuple[str, ...]) -> Any:  # noqa: ANN401 as its base
         return await self._step("inspects", super().locks(disk_paths))
 
-    async def migrate(self, *args: Any) -> None:  # noqa: ANN401 as its base
-        await self._step("migrates", super().migrate(*args))
+    async def migrate(self, migration: LiveMigration) -> None:
+        await self._step("migrates", super().migrate(migration))
 
     def thaw(self, vm_uid: str) -> bool:
         self._process.alive()

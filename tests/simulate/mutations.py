@@ -10,7 +10,7 @@ from hostler.model.copy import Copy, Stage
 from nodeagent.core.definitions import EpochVerdict, Rank
 from nodeagent.core.observed import Locks
 from nodeagent.core.outgoing import Act, Copying, next_act
-from nodeagent.engine import heeding, incoming, outgoing, vms
+from nodeagent.engine import heeding, incoming, outgoing, outgoing_evidence, vms
 from scheduler.core.steps import commit_handoff
 from scheduler.engine import writer
 from scheduler.engine.codec import guards_and_writes
@@ -61,7 +61,7 @@ def _gone_is_enough() -> AbstractContextManager[object]:
     def gone(handoff: Wrapped, told: Wrapped, written: Wrapped, copying: Wrapped) -> Copy:
         return Copy.GONE_MIGRATED if handoff.stage is not Stage.PREPARED else Copy.ABSENT
 
-    return mock.patch.object(outgoing, "gone_copy", gone)
+    return mock.patch.object(outgoing_evidence, "gone_copy", gone)
 
 
 def _arrival_is_word() -> AbstractContextManager[object]:

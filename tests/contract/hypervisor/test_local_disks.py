@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from nodeagent.core.observed import CopyTag, Locks, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, LiveMigration
 from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, hear, needs, until
 from tests.contract.hypervisor.test_domains import power
 from tests.contract.hypervisor.test_migrations import OPERATION, SLOW_MIB_S, TIMEOUT_S, copying, locks, new_tag
@@ -38,7 +38,7 @@ async def migrate(rig: Rig, vm: ContractVM, mib_s: int = 0) -> None:
     sockets = await rig.connect(OPERATION)
     copied = frozenset(vm.disk_paths[1])
     async with asyncio.timeout(TIMEOUT_S):
-        await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits(mib_s), copied)
+        await rig.hypervisor(0).migrate(LiveMigration(new_tag(vm), vm.disk_paths[1], sockets, Limits(mib_s), copied))
 
 
 async def no_verdict(rig: Rig, vm: ContractVM, mib_s: int = 0) -> None:
@@ -127,7 +127,7 @@ async def test_a_disk_of_its_own_is_not_taken_for_a_shared_one(rig: Rig) -> None
     vm = await started(rig)
     sockets = await rig.connect(OPERATION)
     with pytest.raises(HypervisorRefused):
-        await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits())
+        await rig.hypervisor(0).migrate(LiveMigration(new_tag(vm), vm.disk_paths[1], sockets, Limits()))
     assert await power(rig, vm, 0) is Power.RUNNING
     assert await power(rig, vm, 1) is None
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nodeagent.core.observed import CopyTag, Locks, MigrationProgress, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Reception, Tune
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, LiveMigration, Reception, Tune
 from tests.contract.hypervisor.rig import Capability, ContractVM, Rig, hear, needs, until
 from tests.contract.hypervisor.test_domains import advances, power, started
 
@@ -23,7 +23,7 @@ def new_tag(vm: ContractVM) -> CopyTag:
 async def migrate(rig: Rig, vm: ContractVM, mib_s: int = 0) -> None:
     sockets = await rig.connect(OPERATION)
     async with asyncio.timeout(TIMEOUT_S):
-        await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits(mib_s))
+        await rig.hypervisor(0).migrate(LiveMigration(new_tag(vm), vm.disk_paths[1], sockets, Limits(mib_s)))
 
 
 async def locks(rig: Rig, vm: ContractVM, host: int) -> Locks:
@@ -277,7 +277,7 @@ async def test_a_destination_that_is_not_there_is_an_error_and_the_source_runs(r
     await rig.disconnect(OPERATION)
     with pytest.raises((HypervisorRefused, HypervisorUnavailable)):
         async with asyncio.timeout(TIMEOUT_S):
-            await rig.hypervisor(0).migrate(vm.uid, new_tag(vm), vm.disk_paths[1], sockets, Limits(0))
+            await rig.hypervisor(0).migrate(LiveMigration(new_tag(vm), vm.disk_paths[1], sockets, Limits(0)))
     assert await power(rig, vm, 0) is Power.RUNNING
     assert await power(rig, vm, 1) is None
 

@@ -11,7 +11,7 @@ from devcluster.cluster import DevCluster
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_migration import MigrationFault
-from nodeagent.engine import outgoing
+from nodeagent.engine import outgoing_evidence
 from nodeagent.ports import EventKind
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
@@ -116,7 +116,7 @@ async def test_without_locks_a_copy_that_libvirt_left_switched_over_goes_on(
     client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Limbo: the daemon died in the last step, so its word that the source migrated away, which alone counts without locks, never comes."""
-    monkeypatch.setattr(outgoing, "SETTLE_S", 0.5)
+    monkeypatch.setattr(outgoing_evidence, "SETTLE_S", 0.5)
     next(iter(cluster.world.hosts.values())).pools["shared"].locks = False
     vm = await client.made("web-1")
     source = vm.node.removeprefix("nodes/")

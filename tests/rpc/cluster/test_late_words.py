@@ -18,6 +18,8 @@ from nodeagent.core.definitions import Command, DiskTarget, Incoming, Outgoing
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.incoming import IncomingHandoffs
 from nodeagent.engine.outgoing import OutgoingHandoffs
+from nodeagent.engine.outgoing_evidence import SourceEvidence
+from nodeagent.engine.outgoing_run import Run
 from nodeagent.engine.vms import HostVMs
 from nodeagent.ports import EventKind, HypervisorUnavailable, VolumeRemoved
 
@@ -116,11 +118,10 @@ async def test_a_copy_that_was_looked_at_before_its_call_ended_is_looked_at_agai
     vm = await client.made("web-1")
     source = cluster.world.hosts[vm.node.removeprefix("nodes/")]
     looks: list[Copy] = []
-    look = OutgoingHandoffs._copy
+    look = SourceEvidence.copy
 
-    async def slow_look(self: OutgoingHandoffs, handoff: Outgoing) -> Copy:
-        seen = await look(self, handoff)
-        run = self._runs.get(handoff.operation_id)
+    async def slow_look(self: SourceEvidence, handoff: Outgoing, run: Run | None) -> Copy:
+        seen = await look(self, handoff, run)
         if run is None or handoff.stage is not Stage.COPYING or looks:
             return seen
         looks.append(seen)
@@ -129,7 +130,7 @@ async def test_a_copy_that_was_looked_at_before_its_call_ended_is_looked_at_agai
                 await asyncio.sleep(LOOK_S)
         return seen
 
-    monkeypatch.setattr(OutgoingHandoffs, "_copy", slow_look)
+    monkeypatch.setattr(SourceEvidence, "copy", slow_look)
     events = source.events.read()
     operation = await client.migrate("web-1")
     async for event in events:

@@ -17,7 +17,7 @@ from nodeagent.adapters.sim_tunnel import SimTunnel
 from nodeagent.adapters.sim_volumes import SimVolumes
 from nodeagent.adapters.sim_world import GuestBehaviour, SimWorld
 from nodeagent.core.observed import CopyTag, Locks, Power
-from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, Tune
+from nodeagent.ports import EventKind, HypervisorRefused, HypervisorUnavailable, Limits, LiveMigration, Tune
 
 VM = "vm-1"
 OP = "op-1"
@@ -40,7 +40,7 @@ class Scene:
         endpoint = await self.tunnels[1].open_incoming(OP, "n1")
         sockets = await self.tunnels[0].open_outgoing(OP, endpoint, "n2")
         paths = {"vol-1": self.volumes[1].path("shared", "vol-1", "qcow2")}
-        await self.source.migrate(VM, CopyTag(VM, 2, OP), paths, sockets, Limits(mib_s))
+        await self.source.migrate(LiveMigration(CopyTag(VM, 2, OP), paths, sockets, Limits(mib_s)))
 
     async def powers(self) -> tuple[Power | None, Power | None]:
         views = [await self.source.domain(VM), await self.destination.domain(VM)]
@@ -239,8 +239,9 @@ async def test_another_source_does_not_get_through_the_tunnel(scene: Scene) -> N
     """The tunnel is for the node named in the handoff."""
     endpoint = await scene.tunnels[1].open_incoming(OP, "n3")
     sockets = await scene.tunnels[0].open_outgoing(OP, endpoint, "n2")
+    paths = {"vol-1": scene.volumes[1].path("shared", "vol-1", "qcow2")}
     with pytest.raises(HypervisorRefused):
-        await scene.source.migrate(VM, TAG, {"vol-1": scene.volumes[1].path("shared", "vol-1", "qcow2")}, sockets, Limits(0))
+        await scene.source.migrate(LiveMigration(TAG, paths, sockets, Limits(0)))
 
 
 async def test_a_hung_request_is_carried_out_when_the_daemon_comes_to_itself(scene: Scene) -> None:
