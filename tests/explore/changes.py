@@ -20,6 +20,7 @@ from tests.explore.world import (
     Host,
     Memory,
     Message,
+    Proofs,
     Store,
     Value,
     World,
@@ -50,7 +51,19 @@ def spent(world: World, what: str) -> World:
 
 
 def decides(world: World, op: int, decision: Decision) -> World:
-    return replace(world, driver=Driver(op, decision=decision))
+    return replace(world, driver=Driver(op, decision=decision, proofs=_proofs(world, op)))
+
+
+def proved(world: World, node: int) -> World:
+    """The driver is answered for a fenced node: what it writes in this step rests on that (`FencedNodes.proofs`)."""
+    driver = world.driver
+    if driver is None or not world.store.fenced(node) or any(name == NODES[node] for name, _ in driver.proofs):
+        return world
+    return replace(world, driver=replace(driver, proofs=(*driver.proofs, (NODES[node], world.store.revision_of_node(node)))))
+
+
+def _proofs(world: World, op: int) -> Proofs:
+    return world.driver.proofs if world.driver is not None and world.driver.op == op else ()
 
 
 def waits(world: World, message: Message) -> bool:
@@ -80,7 +93,9 @@ def asks(world: World, op: int, ask: Ask, node: int | None = None) -> World:
     fenced = world.store.fenced(node)
     if not fenced and (world.hosts[node].dark or not world.heard(node)):
         return replace(world, driver=IDLE)
-    return replace(world, driver=Driver(op, asked=ask, node=node), net=world.net if fenced else world.net | {message})
+    return replace(
+        world, driver=Driver(op, asked=ask, node=node, proofs=_proofs(world, op)), net=world.net if fenced else world.net | {message}
+    )
 
 
 def given_up(world: World) -> World:
@@ -145,7 +160,7 @@ def forgetful(host: Host) -> Host:
 
 
 def defined(host: Host, epoch: int) -> Host:
-    return replace(host, epoch=epoch, incoming=False)
+    return replace(host, epoch=epoch, incoming=-1)
 
 
 def buried(host: Host, epoch: int, order: int) -> Host:
@@ -157,7 +172,7 @@ def dropped(host: Host) -> Host:
     """`HostState.drop_definition`."""
     if not host.epoch:
         return host
-    return buried(replace(host, epoch=0, incoming=False, order=0, ran=0), host.epoch, host.order)
+    return buried(replace(host, epoch=0, incoming=-1, order=0, ran=0), host.epoch, host.order)
 
 
 def comes_late(host: Host, message: Message) -> bool:

@@ -15,6 +15,7 @@ from tests.explore.changes import (
     destroyed,
     dropped,
     forgetful,
+    gives,
     placed,
     resumed,
     waits,
@@ -32,16 +33,14 @@ class DestinationMoves:
     def refuses(self, host: Host, message: Message, stage: Stage | None) -> bool:
         """A PrepareIncoming: the host is being laid down, this handoff has ended here, the epoch is old, or a copy is here that is not its own."""
         leftover = host.domain if stage is None else None
-        another = leftover is not None and (leftover.has is Has.RUNNING or (host.epoch > 0 and not host.incoming))
+        another = leftover is not None and (leftover.has is Has.RUNNING or (host.epoch > 0 and host.incoming < 0))
         laying = self._rules.laying_refuses and host.laying is not None
         return laying or stage not in (None, Stage.PREPARED) or host.epoch > message.epoch or another
 
-    def prepared(self, host: Host, message: Message, stage: Stage | None) -> Host:
-        """H1."""
-        if stage is None:
-            charged = replace(forgetful(destroyed(host)), epoch=message.epoch, incoming=True, order=message.order)
-            host = replace(charged, arrivals=(*charged.arrivals, (message.op, Stage.PREPARED)))
-        return replace(host, listening=host.listening | {message.op})
+    def charged(self, host: Host, message: Message) -> Host:
+        """H1 begins."""
+        charged = replace(destroyed(host), epoch=message.epoch, incoming=message.op, order=message.order)
+        return replace(charged, task=Task(Doing.KEEP_PREPARED, message))
 
     def resumes(self, world: World, message: Message) -> World:
         """On what was read: just now, or in the answer to its own question."""
@@ -65,6 +64,9 @@ class DestinationMoves:
             return placed(world, node, replace(changed, task=replace(task, doing=doing)))
 
         match task.doing:
+            case Doing.KEEP_PREPARED:
+                ready = replace(forgetful(idle), arrivals=(*idle.arrivals, (op, Stage.PREPARED)), listening=idle.listening | {op})
+                yield Move(f"{name} writes down that it is ready", gives(placed(world, node, ready), message, ("ready", op, "")))
             case Doing.RESUME if mine is None or mine.has is Has.INCOMING:
                 lost = placed(world, node, idle)
                 if waits(world, message) and message.ask is Ask.FINISH_INCOMING:

@@ -42,7 +42,7 @@ def _replicas(world: World) -> Iterator[Move]:
         return
     if world.budget.schedulers:
         if driver.seen is not None and driver.decision is not None:
-            net = net | {Message(Ask.STEP_WRITE, driver.op, decision=driver.decision, seen=driver.seen)}
+            net = net | {Message(Ask.STEP_WRITE, driver.op, decision=driver.decision, seen=driver.seen, proofs=driver.proofs)}
         dead = replace(world, driver=None, net=net)
         yield Move("the leading scheduler is killed; what it has sent is on its way", spent(dead, "schedulers"), fault=True)
     if world.budget.sleepers and driver.asked is not None:

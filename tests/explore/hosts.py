@@ -318,7 +318,7 @@ class HostMoves:
             return
         if owner.node_id != NODES[node] or owner.state is not OwnerState.RUNNING or world.store.vm.record.operation_id:
             return
-        if host.domain is not None or host.incoming or host.epoch != owner.epoch or world.store.fenced(node):
+        if host.domain is not None or host.incoming >= 0 or host.epoch != owner.epoch or world.store.fenced(node):
             return
         if not any(message.ask is Ask.REPORT for message in world.net):
             said = Message(Ask.REPORT, 0, node, 0, host.epoch, world.store.vm.revision)

@@ -16,14 +16,29 @@ from hostler.model.copy import GONE, IN_DOUBT, Copy, HandoffReport, Stage
 from hostler.model.node import VMStatus
 from hostler.model.owner import OwnerState
 from scheduler.core.steps import ABORTING, COMMITTED, COPYING, DEFINED, DESTINATION_READY, RESERVED
-from tests.explore.changes import IDLE, Move, aged, asks, asks_again, comes_late, decides, given_up, gives, placed, spent, waits
+from tests.explore.changes import (
+    IDLE,
+    Move,
+    aged,
+    asks,
+    asks_again,
+    comes_late,
+    decides,
+    dropped,
+    given_up,
+    gives,
+    placed,
+    proved,
+    spent,
+    waits,
+)
 from tests.explore.destinations import DestinationMoves
 from tests.explore.faults import faults, links, zombie_moves
 from tests.explore.hosts import HostMoves
 from tests.explore.hypervisor import hypervisor
 from tests.explore.rules import Rules
 from tests.explore.sources import SourceMoves, standing
-from tests.explore.world import MIGRATIONS, NODES, OPERATIONS, Ask, Decision, Message, Store, World
+from tests.explore.world import MIGRATIONS, NODES, OPERATIONS, Ask, Decision, Message, Proofs, Store, World
 
 
 class Moves:
@@ -31,8 +46,8 @@ class Moves:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._written: dict[tuple[Store, Store, Decision], Store | None] = {}
-        self._wanted: dict[tuple[Store, Decision], bool] = {}
+        self._written: dict[tuple[Store, Store, Decision, Proofs], Store | None] = {}
+        self._wanted: dict[tuple[Store, Decision, Proofs], bool] = {}
         self._hosts = HostMoves(rules, self._write, self._wants)
         self._sources = SourceMoves(rules)
         self._destinations = DestinationMoves(rules)
@@ -62,21 +77,21 @@ class Moves:
 
     # ---- the store
 
-    def _wants(self, store: Store, decision: Decision) -> bool:
-        key = (store, decision)
+    def _wants(self, store: Store, decision: Decision, proofs: Proofs = ()) -> bool:
+        key = (store, decision, proofs)
         if key not in self._wanted:
             try:
-                self._wanted[key] = self._rules.decide(store.state, decision) is not None
+                self._wanted[key] = self._rules.decide(store.state, decision, proofs) is not None
             except HostlerError:
                 self._wanted[key] = False
         return self._wanted[key]
 
-    def _write(self, store: Store, decision: Decision, seen: Store | None = None) -> Store | None:
+    def _write(self, store: Store, decision: Decision, seen: Store | None = None, proofs: Proofs = ()) -> Store | None:
         """The store after what was decided on `seen` (by default: now); None: refused by a guard, or nothing was wanted."""
         seen = store if seen is None else seen
-        key = (store, seen, decision)
+        key = (store, seen, decision, proofs)
         if key not in self._written:
-            transaction = self._rules.decide(seen.state, decision) if self._wants(seen, decision) else None
+            transaction = self._rules.decide(seen.state, decision, proofs) if self._wants(seen, decision, proofs) else None
             self._written[key] = None if transaction is None else store.write(transaction)
         return self._written[key]
 
@@ -104,13 +119,13 @@ class Moves:
         if driver is None:
             yield Move("a scheduler takes the lead", given_up(world))
         elif driver.seen is not None and driver.decision is not None:
-            after = self._write(world.store, driver.decision, driver.seen)
+            after = self._write(world.store, driver.decision, driver.seen, driver.proofs)
             if after is not None:
                 yield Move(f"the driver's transaction `{driver.decision[0]}` is written", replace(world, store=after, driver=IDLE))
             else:
                 yield Move(f"the driver's transaction `{driver.decision[0]}` is refused", decides(world, driver.op, driver.decision))
         elif driver.decision is not None:
-            if self._wants(world.store, driver.decision):
+            if self._wants(world.store, driver.decision, driver.proofs):
                 yield Move(f"the driver decides on `{driver.decision[0]}`", replace(world, driver=replace(driver, seen=world.store)))
             else:
                 yield Move(f"the driver sees that `{driver.decision[0]}` is out of date", replace(world, driver=IDLE))
@@ -123,7 +138,7 @@ class Moves:
 
     def _waiting(self, world: World, asked: Ask, op: int, node: int) -> Iterator[Move]:
         if world.store.fenced(node) or (self._rules.silence_is_proof and not (world.hosts[node].up and world.heard(node))):
-            yield from self._gateway_answers(world, Message(asked, op, node))
+            yield from self._gateway_answers(proved(world, node), Message(asked, op, node))
         elif world.hosts[node].dark:
             yield Move(f"{NODES[node]} is off and does not answer the driver", replace(world, driver=IDLE))
         elif not world.heard(node):
@@ -187,7 +202,7 @@ class Moves:
             if world.store.fenced(node):
                 report = self._rules.answers_for_fenced(world.store, node, Ask.FOLLOW)
                 if isinstance(report, HandoffReport) and report.copy is Copy.ABSENT:
-                    yield Move("the source is fenced: its copy is gone", abort)
+                    yield Move("the source is fenced: its copy is gone", decides(proved(world, node), op, ("abort", op, COPYING)))
             elif not source.up or not world.heard(node):
                 yield Move("the source was silent for too long", abort)
             elif handoff is not None and (handoff.stage is Stage.FAILED or self._sources.shown(source, handoff) is Copy.ABSENT):
@@ -229,7 +244,7 @@ class Moves:
             ask, node = message.ask, message.node
             if ask in (Ask.COMMIT_WRITE, Ask.STEP_WRITE):
                 rest = replace(world, net=world.net - {message})
-                after = self._write(world.store, message.decision, message.seen)
+                after = self._write(world.store, message.decision, message.seen, message.proofs)
                 done = "is refused by the store" if after is None else "is written"
                 landed = rest if after is None else replace(rest, store=after)
                 if ask is Ask.COMMIT_WRITE:
@@ -323,7 +338,9 @@ class Moves:
             return Move(f"{says}: it comes late", asks_again(world, message))
         if self._destinations.refuses(host, message, stage):
             return Move(f"{says}: refused", self._refused(world, message))
-        ready = placed(world, message.node, self._destinations.prepared(host, message, stage))
+        if stage is None:
+            return Move(f"{says}: it is charged", placed(world, message.node, self._destinations.charged(host, message)))
+        ready = placed(world, message.node, replace(host, listening=host.listening | {message.op}))
         return Move(f"{says}: it is ready", gives(ready, message, ("ready", message.op, "")))
 
     def _resume_if_committed(self, world: World, message: Message) -> Move:
@@ -350,6 +367,9 @@ class Moves:
                     return Move(f"{says}: refused, it was committed", asks_again(world, message))
                 return Move(f"{says}: it is to destroy its copy", self._destinations.aborts(world, message))
             case stage:
+                if stage is None and host.incoming == message.op and self._rules.half_made_freed:
+                    host = dropped(host)
+                    world = placed(world, message.node, host)
                 if stage is None and self._rules.abort_remembered:
                     remembered = replace(host, arrivals=(*host.arrivals, (message.op, Stage.ABORTED)))
                     world = placed(world, message.node, remembered)

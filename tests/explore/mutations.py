@@ -191,6 +191,12 @@ MUTATIONS: Mapping[str, Configuration] = {
         "limbo",
         "the destination does not write down an abort of what it does not know: a PrepareIncoming that comes later charges it for ever",
     ),
+    "half-made-kept": Configuration(
+        Rules(half_made_freed=False),
+        Budget(agents=1, cancels=1),
+        "limbo",
+        "an agent dies between the charge and the journal of an arrival: the abort, which finds no arrival, leaves the host charged for ever",
+    ),
     "torn-look": Configuration(
         Rules(looks_whole=False),
         Budget(libvirt=1, cancels=1),

@@ -15,7 +15,7 @@ from nodeagent.core.definitions import Outgoing
 from nodeagent.core.outgoing import Act, Copying, Ending, Evidence, gone_copy, next_act
 from scheduler.core.accept import Accepted
 from scheduler.core.cold_steps import abort_cold, change_owner, finish_cold, finish_cold_abort
-from scheduler.core.decide_fence import fence_node, finish_fence, stop_vms
+from scheduler.core.decide_fence import fence_node, finish_fence, stop_vms, while_fenced
 from scheduler.core.decide_migration import migrate_vm
 from scheduler.core.decide_nodes import register, take_status
 from scheduler.core.decide_power import cancel, start_vm
@@ -46,7 +46,7 @@ from scheduler.core.view import Health
 from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.mirror import Mirror
 from scheduler.ports import Departure, NodeGateway, Order
-from tests.explore.world import NODES, OPERATIONS, REQUESTS, UID, VM, Ask, Decision, Store
+from tests.explore.world import NODES, OPERATIONS, REQUESTS, UID, VM, Ask, Decision, Proofs, Store
 from tests.unit.scheduler.core.kept import GONE_WRONG, NAS
 
 BY = By("s1@1", 7)
@@ -129,6 +129,10 @@ class Rules:
     doubt_asks_again: bool = True
     abort_remembered: bool = True
     looks_whole: bool = True
+    half_made_freed: bool = True
+    """An abort of what the journal does not know frees the charge that its operation has made."""
+    proofs_compared: bool = True
+    """What rests on a node's being fenced is written only while it is (decision 11)."""
     start_reads_again: bool = True
     """An agent reads the owner record after the domain exists and before it executes."""
     lays_down: bool = True
@@ -160,8 +164,11 @@ class Rules:
         """What the scheduler's own gateway answers for a node that is fenced (or is taken for it)."""
         return _gateway_answer(store, NODES[node], ask)
 
-    def decide(self, state: ClusterState, decision: Decision) -> Transaction | None:
-        """The transaction that a driver's step (or a person) wants now; None: it wants nothing any more."""
+    def decide(self, state: ClusterState, decision: Decision, proofs: Proofs = ()) -> Transaction | None:
+        """The transaction that a driver's step (or a person) wants now, if its proofs hold; None: it wants nothing any more."""
+        return while_fenced(state, dict(proofs) if self.proofs_compared else {}, self._decide(state, decision))
+
+    def _decide(self, state: ClusterState, decision: Decision) -> Transaction | None:
         name, op, argument = decision
         operation_id = OPERATIONS[op]
         match name:

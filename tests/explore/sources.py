@@ -71,7 +71,7 @@ class SourceMoves:
             return None
         handoff = Handoff(message.op, to, message.epoch, message.revision, Stage.PREPARED)
         memory = replace(host.memory, drives=(*host.memory.drives, Drive(message.op)))
-        return replace(host, handoffs=(*host.handoffs, handoff), memory=memory, order=message.order, incoming=False)
+        return replace(host, handoffs=(*host.handoffs, handoff), memory=memory, order=message.order, incoming=-1)
 
     def learns(self, world: World, node: int, drive: Drive) -> World:
         """The answer to its CommitHandoff."""

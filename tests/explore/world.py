@@ -87,6 +87,9 @@ class Store:
     def fenced(self, node: int) -> bool:
         return is_fenced(self.state, NODES[node])
 
+    def revision_of_node(self, node: int) -> int:
+        return self.state.nodes[NODES[node]].revision
+
     def read_owner(self) -> OwnerRead:
         """As GetOwner answers. `read_revision` decides nothing and is left out, so that equal records are equal reads."""
         return OwnerRead(UID, self.owner, self.vm.revision, 0)
@@ -284,8 +287,10 @@ class Memory(Value, frozen=True):
 
 
 class Doing(StrEnum):
-    """What the destination's agent is about to do under the VM's lock, having read the owner record."""
+    """What the destination's agent is about to do under the VM's lock."""
 
+    KEEP_PREPARED = "KEEP_PREPARED"
+    """The host is charged; its journal does not know for what."""
     RESUME = "RESUME"
     KEEP_RESUMED = "KEEP_RESUMED"
     CLOSE = "CLOSE"
@@ -328,6 +333,9 @@ NOBODY = -1
 Decision = tuple[str, int, str]
 """A transaction to be decided on: its name, the operation, and one argument."""
 
+Proofs = tuple[tuple[str, int], ...]
+"""What a decision rests on: fenced nodes, and the revision of each one's record when it was answered for."""
+
 
 class Message(Value, frozen=True):
     """On its way to `node`. `late`: 0 while its sender waits for the answer, afterwards told apart from its equals by this number.
@@ -343,6 +351,7 @@ class Message(Value, frozen=True):
     """Orders the commands of one epoch."""
     decision: Decision = ("", 0, "")
     seen: Store | None = None
+    proofs: Proofs = ()
 
 
 class Task(Value, frozen=True):
@@ -363,6 +372,8 @@ class Driver(Value, frozen=True):
     follows: bool = False
     decision: Decision | None = None
     seen: Store | None = None
+    proofs: Proofs = ()
+    """Of the nodes that were answered for in this step."""
 
 
 class Step(StrEnum):
@@ -396,13 +407,13 @@ class Zombie(Value, frozen=True):
 
 
 class Host(Value, frozen=True):
-    """One host. `up`: its agent's process is there. On the agent's disk: `epoch` of its definition (0: it has none), `incoming` (that definition
-    is of a copy on its way), `handoffs`, `arrivals`. Lost with the process: `memory`, `task`, `starting`, `laying`, `listening`."""
+    """One host. `up`: its agent's process is there. On the agent's disk: `epoch` of its definition (0: it has none), `incoming` (the migration whose
+    copy that definition awaits, -1: none), `handoffs`, `arrivals`. Lost with the process: `memory`, `task`, `starting`, `laying`, `listening`."""
 
     up: bool = True
     memory: Memory = Memory()
     epoch: int = 0
-    incoming: bool = False
+    incoming: int = -1
     order: int = 0
     """Of the newest command about its definition; `gone`: epoch and order of the newest one about a VM that is not here."""
     ran: int = 0
