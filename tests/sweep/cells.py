@@ -83,6 +83,14 @@ class Blow(StrEnum):
 LASTS_S = {Blow.KILL: 0.0, Blow.FREEZE_5: 5.0, Blow.FREEZE_20: 20.0, Blow.CUT: 12.0}
 
 
+class Pool(StrEnum):
+    """Where the guest's disk is. `LOCAL`: on its host, and copied along. `LOCKLESS`: see `lockless`."""
+
+    SHARED = "shared"
+    LOCKLESS = "lockless"
+    LOCAL = "local"
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One fault. `why`: what makes it one of the riskiest; "": it is not. `run`: 0, or which repetition."""
@@ -91,13 +99,13 @@ class Cell:
     blow: Blow
     step: str
     why: str = ""
-    lockless: bool = False
+    pool: Pool = Pool.SHARED
     run: int = 0
 
     @property
     def name(self) -> str:
         """Of its line in the results."""
-        pool = " lockless" if self.lockless else ""
+        pool = f" {self.pool.value}" if self.pool is not Pool.SHARED else ""
         return f"{self.victim.value}, {self.blow.value}, {self.step}{pool}{f' #{self.run}' if self.run else ''}"
 
 
@@ -171,11 +179,34 @@ RISKIEST: dict[tuple[Victim, Blow, str], str] = {
     (V.TUNNEL_REPLIES, B.CUT, LOST_FINISH): "the source's libvirt takes a complete copy for a failed one",
 }
 
+RISKIEST_LOCAL: dict[tuple[Victim, Blow, str], str] = {
+    (V.SOURCE_AGENT, B.KILL, "copy"): "the disk is copied without the one who ordered it",
+    (V.SOURCE_AGENT, B.KILL, "arrived"): "both files are whole, and libvirt ends the source while nobody listens",
+    (V.SOURCE_AGENT, B.KILL, "kill"): "committed, and who is to remove the old file is gone",
+    (V.SOURCE_AGENT, B.FREEZE_20, "inspected"): "wakes and commits on a look 20 s old",
+    (V.DESTINATION_AGENT, B.KILL, "prepare"): "killed before it has written down whose file it makes",
+    (V.DESTINATION_AGENT, B.KILL, "copy"): "a half file, and the tunnel ends in the middle of the disk",
+    (V.DESTINATION_AGENT, B.KILL, "resume"): "committed, and nobody resumes it on its new disk",
+    (V.SOURCE_LIBVIRTD, B.KILL, "copy"): "killed with the mirror's jobs in its hands",
+    (V.SOURCE_LIBVIRTD, B.KILL, "arrived"): "its word, that the source has ended, is never said",
+    (V.DESTINATION_LIBVIRTD, B.KILL, "copy"): "the QEMU that serves the disk is left to itself",
+    (V.DESTINATION_LIBVIRTD, B.KILL, "arrived"): "the reply is lost, memory and disk are complete",
+    (V.SOURCE_QEMU, B.KILL, "copy"): "what is at the destination is half a disk and half a memory",
+    (V.DESTINATION_QEMU, B.KILL, "copy"): "the target of the mirror is gone",
+    (V.DESTINATION_QEMU, B.KILL, "arrived"): "the copy dies before the commit: the old file is the only one that counts",
+    (V.DESTINATION_QEMU, B.KILL, "resume"): "the only memory dies after the commit: the new file is the only one that counts",
+    (V.SCHEDULER, B.KILL, "committed"): "written, and the answer is lost",
+    (V.SOURCE_TO_DESTINATION, B.CUT, "copy"): "the disk's stream stands still until libvirt gives up",
+    (V.TUNNEL_REPLIES, B.CUT, "arrived"): "libvirt's last replies are lost",
+}
+"""Of a guest whose disk is copied along."""
+
 
 def all_cells() -> tuple[Cell, ...]:
-    """Every possible cell: the riskiest first, then the lost Finish on the pool without locks, with its control, then the rest."""
+    """Every possible cell: the riskiest first, then the lost Finish on the pool without locks, with its control, then disks that are copied along,
+    then the rest."""
     risky = [Cell(victim, blow, step, why) for (victim, blow, step), why in RISKIEST.items()]
-    lost = [Cell(V.TUNNEL_REPLIES, B.CUT, LOST_FINISH, lockless=True, run=run) for run in range(1, LOST_FINISH_RUNS + 1)]
+    lost = [Cell(V.TUNNEL_REPLIES, B.CUT, LOST_FINISH, pool=Pool.LOCKLESS, run=run) for run in range(1, LOST_FINISH_RUNS + 1)]
     rest = [
         Cell(victim, blow, step.name)
         for victim in Victim
@@ -183,10 +214,11 @@ def all_cells() -> tuple[Cell, ...]:
         for step in STEPS
         if possible(victim, blow, step.name) and (victim, blow, step.name) not in RISKIEST
     ]
-    control = Cell(V.TUNNEL_REPLIES, B.CUT, CONTROL, lockless=True)
-    return (*risky, control, *lost, *rest)
+    control = Cell(V.TUNNEL_REPLIES, B.CUT, CONTROL, pool=Pool.LOCKLESS)
+    local = [Cell(victim, blow, step, why, Pool.LOCAL) for (victim, blow, step), why in RISKIEST_LOCAL.items()]
+    return (*risky, control, *lost, *local, *rest)
 
 
 def chosen(everything: bool) -> tuple[Cell, ...]:
-    """The riskiest and the lost Finish, or all."""
-    return tuple(cell for cell in all_cells() if everything or cell.why or cell.lockless)
+    """The riskiest on shared storage and the lost Finish, or all."""
+    return tuple(cell for cell in all_cells() if everything or cell.pool is Pool.LOCKLESS or (cell.why and cell.pool is Pool.SHARED))

@@ -3,7 +3,8 @@
 `observer.py CONFIG` samples until it gets SIGTERM and appends one line of JSON per sample to a file; `breaches` judges them afterwards. It sees
  - the VM's QEMU processes on all hosts, from /proc: stopped by a signal or not, and how often the threads of its vCPUs were given a CPU. A guest
    that executes is woken 18 times a second by its timer; the vCPU of a paused one sleeps;
- - the guest's own record on its disk, read from the storage's brick past every cache: its counter, and how many foreign writes the guest found;
+ - the guest's own record on its disk, read past every cache (of a shared disk from the storage's brick): its counter, and how many foreign writes
+   the guest found. Of a disk that is copied along every host's file is read, and the newest record counts;
  - QEMU's write lock on the image, asked of the mounted file system (F_OFD_GETLK);
  - the VM's record, its claims and the operations on it in etcd, over etcd's own JSON gateway, linearizably.
 Only the standard library is imported. The slow looks (locks, etcd) have threads of their own: a store without a leader does not blind the rest.
@@ -53,6 +54,8 @@ LOCKLESS_SAMPLES = 5
 """A guest that executes so many samples in a row while nobody holds the write lock has a disk that nothing protects."""
 STILL_S = 1.0
 """The guest counts 18 times a second: a counter that stands so long is an outage."""
+OLDER = 3
+"""A guest whose own file is so many counts behind another host's runs on an old disk. It may count while one file is read after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one time (seconds, monotonic). `record`: None while etcd does not answer; `locked`: None while unknown or not asked."""
+    """What was seen at one time (seconds, monotonic). `record`: None while etcd does not answer; `locked`: None while unknown or not asked.
+    `files`: of a local disk, the counter in each host's file."""
 
     at_s: float
     processes: tuple[Seen, ...]
@@ -89,6 +93,7 @@ class Sample:
     foreign: int
     locked: bool | None = None
     record: Record | None = None
+    files: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,9 @@ def _ticks(seen: Sequence[Seen], took_s: float) -> bool:
 def breaches(samples: Sequence[Sample]) -> list[Breach]:
     """Every broken promise, once for each time that it begins."""
     return sorted(
-        [*_two_running(samples), *_writers(samples), *_not_owner(samples), *_epochs(samples), *_unlocked(samples), *_blind(samples)],
+        itertools.chain.from_iterable(
+            look(samples) for look in (_two_running, _writers, _older_disk, _not_owner, _epochs, _unlocked, _blind)
+        ),
         key=lambda breach: breach.at_s,
     )
 
@@ -150,6 +157,20 @@ def _writers(samples: Sequence[Sample]) -> Iterator[Breach]:
             yield _breach("stale memory", samples, index, f"the counter on the disk goes back from {before.counter} to {after.counter}")
         if after.foreign > before.foreign:
             yield _breach("two writers", samples, index, f"the guest found {after.foreign - before.foreign} writes that it had not made")
+
+
+def _older_disk(samples: Sequence[Sample]) -> Iterator[Breach]:
+    """A guest that was let go on, or started, where the file is not the newest one."""
+
+    def what(index: int) -> str:
+        files = dict(samples[index].files)
+        pids = executing(samples, index)
+        for host in sorted({seen.host for seen in samples[index].processes if seen.pid in pids} & files.keys()):
+            if max(files.values()) - files[host] > OLDER:
+                return f"executes on {host}, whose file is at {files[host]}; the newest is at {max(files.values())}"
+        return ""
+
+    yield from _beginnings("older disk", samples, what)
 
 
 def _not_owner(samples: Sequence[Sample]) -> Iterator[Breach]:
@@ -238,6 +259,7 @@ def _sample(told: dict[str, Any]) -> Sample:
         told["foreign"],
         told["locked"],
         None if record is None else Record(**{**record, "claims": tuple(record["claims"])}),
+        tuple((host, counter) for host, counter in told["files"]),
     )
 
 
@@ -247,7 +269,7 @@ def _sample(told: dict[str, Any]) -> Sample:
 @dataclass(frozen=True, slots=True)
 class Config:
     """`hosts`: a process inside each host, by name; `image`: the volume's file on the brick; `mounted`: the same inside the hosts, "": it has no
-    locks; `etcd`: client URLs."""
+    locks; `etcd`: client URLs. `files`: of a disk that is not shared, in the place of the two, where it would be on each host, seen from here."""
 
     vm_id: str
     vm_uid: str
@@ -256,6 +278,7 @@ class Config:
     image: str
     mounted: str
     out: str
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def processes(vm_uid: str, hosts: dict[str, str]) -> tuple[Seen, ...]:
@@ -303,8 +326,11 @@ class Disk:
         self._offset = 0
 
     def _read(self, offset: int) -> bytes:
-        os.preadv(self._fd, [self._buffer], offset // BLOCK * BLOCK)
-        return self._buffer[offset % BLOCK :]
+        read = os.preadv(self._fd, [self._buffer], offset // BLOCK * BLOCK)
+        return self._buffer[offset % BLOCK : read] + bytes(BLOCK)  # what the file does not have yet is zeros
+
+    def close(self) -> None:
+        os.close(self._fd)
 
     def _record_at(self) -> int:
         """Where the record is in the file. In a qcow2: by its first L1 and L2 entry; 0 while that is not allocated."""
@@ -323,6 +349,21 @@ class Disk:
             return 0, 0
         magic, counter, foreign, _ = _RECORD.unpack_from(self._read(self._offset))
         return (counter, foreign) if magic == _MAGIC else (0, 0)
+
+
+def local_records(files: dict[str, str]) -> dict[str, tuple[int, int]]:
+    """(counter, foreign) by host, of the hosts that have the file: files come and go as the VM moves."""
+    found = {}
+    for host, path in files.items():
+        try:
+            disk = Disk(path)
+        except FileNotFoundError:
+            continue
+        try:
+            found[host] = disk.record()
+        finally:
+            disk.close()
+    return found
 
 
 def _entry(table: bytes) -> int:
@@ -406,15 +447,23 @@ class _Latest:
 def watch(config: Config, stop: threading.Event) -> None:
     """Sample until told to stop."""
     spaces = {os.readlink(f"/proc/{pid}/ns/net"): name for name, pid in config.hosts.items()}
-    disk, etcd = Disk(config.image), Etcd(config.etcd)
+    disk, etcd = None if config.files else Disk(config.image), Etcd(config.etcd)
     records = _Latest(lambda: etcd.record(config.vm_id), stop)
     inside = next(iter(config.hosts.values()))
-    locks = _Latest(lambda: locked(f"/proc/{inside}/root{config.mounted}") if config.mounted else None, stop)
+
+    def any_lock() -> bool | None:
+        if config.files:
+            return any(locked(path) for path in config.files.values() if os.path.exists(path))
+        return locked(f"/proc/{inside}/root{config.mounted}") if config.mounted else None
+
+    locks = _Latest(any_lock, stop)
     due_s = time.monotonic()
     with open(config.out, "a", buffering=1) as out:
         while not stop.is_set():
-            counter, foreign = disk.record()
-            sample = Sample(time.monotonic(), processes(config.vm_uid, spaces), counter, foreign, locks.answer, records.answer)
+            local = local_records(config.files)
+            counter, foreign = disk.record() if disk is not None else max(local.values(), default=(0, 0))
+            files = tuple((host, record[0]) for host, record in local.items())
+            sample = Sample(time.monotonic(), processes(config.vm_uid, spaces), counter, foreign, locks.answer, records.answer, files)
             out.write(json.dumps(asdict(sample)) + "\n")
             due_s = max(due_s + PERIOD_S, time.monotonic())
             stop.wait(due_s - time.monotonic())

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +26,11 @@ from hostler.api.cluster.v1 import vms_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2
 from hostlerlab.cluster import Daemons, LabCluster, lab_cluster
 from hostlerlab.guest.build import build
-from hostlerlab.hosts import SHARED_POOL, Host
+from hostlerlab.hosts import LOCAL_POOL, SHARED_POOL, Host
 from hostlerlab.lab import Lab, default_specs
 from hostlerlab.shell import wait_for
 from tests.sweep import control, lockless, observer
-from tests.sweep.cells import BY_NAME, CONTROL, LASTS_S, LOST_FINISH, Cell, Who
+from tests.sweep.cells import BY_NAME, CONTROL, LASTS_S, LOST_FINISH, Cell, Pool, Who
 from tests.sweep.pause import Control
 from tests.sweep.results import ROOT, Row, commit
 from tests.sweep.strikes import LoopbackLoss, NotLanded, Scene, lose_finish, scheduler_uid, strike
@@ -60,12 +60,13 @@ class Red(Exception):
 
 @dataclass(slots=True)
 class Guest:
-    """The VM that is moved about, and where it is on the brick."""
+    """The VM that is moved about, and where it is on the brick; or, of a disk that is not shared, where its file is on each host that has one."""
 
     vm_id: str
     vm_uid: str
     image: Path
     mounted: str
+    files: dict[str, Path] = field(default_factory=dict)
 
 
 class Stage:
@@ -77,7 +78,7 @@ class Stage:
         self._gates = gates
         self._real = real.Real(lab, cluster)
         self._etcd = observer.Etcd(cluster.etcd.client_urls)
-        self._guests: dict[bool, Guest] = {}
+        self._guests: dict[Pool, Guest] = {}
         self._made = 0
 
     async def close(self) -> None:
@@ -99,7 +100,7 @@ class Stage:
             if cell.step == CONTROL:
                 await self._control_of_the_fault(row, folder)
                 return row
-            guest = await self._guest(cell.lockless)
+            guest = await self._guest(cell.pool)
             async with self._observed(guest, folder) as samples:
                 try:
                     await self._move(cell, guest, row, samples)
@@ -157,7 +158,7 @@ class Stage:
         await self._ended(operation, back_s, row)
         await self._runs_or_was_lost(guest, row)
         row.recovery_s = round(await self._counting(samples, back_s, cold=row.outcome.startswith("cold")), 1)
-        await self._equal(back_s)
+        await self._equal(guest, back_s)
 
     async def _ordered(self, guest: Guest, destination: Host, limit_mib_s: int) -> str:
         """The migration is accepted: an agent that has just been started again counts as silent until its first beat is heard."""
@@ -229,12 +230,14 @@ class Stage:
             raise Red(f"counts again only {late_s:.1f} s after the victim's return")
         return late_s
 
-    async def _equal(self, back_s: float) -> None:
-        """No orphan: the script that imports nothing of ours finds etcd, the agents' files and libvirt of every host equal, and no tunnel is open."""
+    async def _equal(self, guest: Guest, back_s: float) -> None:
+        """No orphan: the script that imports nothing of ours finds etcd, the agents' files and libvirt of every host equal, no tunnel is open, and of
+        a disk that was copied along one file is left, its owner's."""
         while True:
             try:
                 await self._real.check()
                 self._tunnels_closed()
+                self._one_file(guest)
                 return
             except (story.Failed, Red) as wrong:
                 if time.monotonic() - back_s > ORPHAN_S:
@@ -247,6 +250,12 @@ class Stage:
             if left:
                 raise Red(f"{host.name} keeps {', '.join(left)} in its tunnel directory")
 
+    def _one_file(self, guest: Guest) -> None:
+        having = [name for name, path in guest.files.items() if path.exists()]
+        owner = self._vm(guest)["owner"]["node_id"]
+        if guest.files and having != [owner]:
+            raise Red(f"{', '.join(having) or 'nobody'} has a file of the disk, {owner} owns it")
+
     @staticmethod
     def _judge(row: Row, samples: Sequence[observer.Sample]) -> None:
         row.samples = len(samples)
@@ -257,25 +266,31 @@ class Stage:
 
     # ---- the guest
 
-    async def _guest(self, lockless_pool: bool) -> Guest:
-        if lockless_pool not in self._guests:
+    async def _guest(self, pool: Pool) -> Guest:
+        if pool not in self._guests:
             self._made += 1
             vm_id = f"sweep-{self._made}"
-            pool = lockless.POOL if lockless_pool else "shared"
-            disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool=f"pools/{pool}", image=IMAGE))
+            disk = vm_pb2.VM.Disk(new_volume=vm_pb2.VM.NewVolume(pool=f"pools/{pool.value}", image=IMAGE))
             request = vms_pb2.CreateVMRequest(vm_id=vm_id, vm=vm_pb2.VM(vcpus=1, memory_mib=MEMORY_MIB, disks=[disk]))
             operation = await self._ask(lambda client: client.vms.CreateVM(request, timeout=CALL_S))
             done = await self._ask(lambda client: client.wait(operation))
             assert done.state == operation_pb2.Operation.SUCCEEDED, done.error.message
-            self._guests[lockless_pool] = self._found(vm_id, lockless_pool)
-        return self._guests[lockless_pool]
+            self._guests[pool] = self._found(vm_id, pool)
+        return self._guests[pool]
 
-    def _found(self, vm_id: str, lockless_pool: bool) -> Guest:
+    def _found(self, vm_id: str, pool: Pool) -> Guest:
         vm = self._etcd.range(f"{STATE}vm/")[vm_id][1]
         volume = self._etcd.range(f"{STATE}volume/")[vm["volume_ids"][0]][1]["uid"]
-        name = f"lockless/volumes/{volume}.raw" if lockless_pool else f"volumes/{volume}.qcow2"
-        mounted = "" if lockless_pool else str(SHARED_POOL / name)
-        return Guest(vm_id, vm["uid"], self._lab.store.folder / "brick" / name, mounted)
+        brick = self._lab.store.folder / "brick"
+        match pool:
+            case Pool.SHARED:
+                name = f"volumes/{volume}.qcow2"
+                return Guest(vm_id, vm["uid"], brick / name, str(SHARED_POOL / name))
+            case Pool.LOCKLESS:
+                return Guest(vm_id, vm["uid"], brick / f"lockless/volumes/{volume}.raw", "")
+            case Pool.LOCAL:
+                file = LOCAL_POOL / "volumes" / f"{volume}.qcow2"
+                return Guest(vm_id, vm["uid"], file, "", {name: host.outside(file) for name, host in self._lab.hosts.items()})
 
     @asynccontextmanager
     async def _observed(self, guest: Guest, folder: Path) -> AsyncIterator[Callable[[], list[observer.Sample]]]:
@@ -283,7 +298,8 @@ class Stage:
         out = folder / "samples.jsonl"
         hosts = {name: host.space.holder().pid for name, host in self._lab.hosts.items()}
         urls = list(self._cluster.etcd.client_urls)
-        config = observer.Config(guest.vm_id, guest.vm_uid, hosts, urls, str(guest.image), guest.mounted, str(out))
+        files = {name: str(path) for name, path in guest.files.items()}
+        config = observer.Config(guest.vm_id, guest.vm_uid, hosts, urls, str(guest.image), guest.mounted, str(out), files)
         (folder / "observer.json").write_text(json.dumps(asdict(config)))
         process = subprocess.Popen([sys.executable, str(Path(observer.__file__)), str(folder / "observer.json")])  # noqa: ASYNC220 returns at once
 
@@ -339,8 +355,8 @@ async def lab_of(folder: Path) -> AsyncIterator[Stage]:
     LoopbackLoss.heal_left_over()
     lab = Lab(folder / "lab", default_specs(2))
     await asyncio.to_thread(lab.up, fresh=True)
-    host = next(iter(lab.hosts.values()))
-    for pool in (SHARED_POOL, lockless.PATH):
+    hosts = list(lab.hosts.values())
+    for host, pool in [(hosts[0], SHARED_POOL), (hosts[0], lockless.PATH), *((host, LOCAL_POOL) for host in hosts)]:
         host.run(["mkdir", "-p", str(pool / "images")])
         host.run(["cp", str(images.bootsector.resolve()), str(pool / "images" / f"{IMAGE}.qcow2")])
     gates = Control(folder / "control")

@@ -6,7 +6,21 @@ from pathlib import Path
 
 from scheduler.ports import Put
 from tests.sweep import results
-from tests.sweep.cells import BY_NAME, LINKS, LOST_FINISH, LOST_FINISH_RUNS, RISKIEST, STEPS, Blow, Victim, all_cells, chosen, possible
+from tests.sweep.cells import (
+    BY_NAME,
+    LINKS,
+    LOST_FINISH,
+    LOST_FINISH_RUNS,
+    RISKIEST,
+    RISKIEST_LOCAL,
+    STEPS,
+    Blow,
+    Pool,
+    Victim,
+    all_cells,
+    chosen,
+    possible,
+)
 from tests.sweep.pause import HYPERVISOR, PEER, SCHEDULER, TUNNEL
 from tests.sweep.scheduler import name_of
 
@@ -16,7 +30,7 @@ STATE = "/hostler/state/"
 def test_the_riskiest_are_forty_and_each_is_possible() -> None:
     """A cell that could never be hit, or one that is counted and not played."""
     assert sum(bool(cell.why) for cell in chosen(everything=False)) == len(RISKIEST) == 40
-    assert all(step == LOST_FINISH or possible(victim, blow, step) for victim, blow, step in RISKIEST)
+    assert all(step == LOST_FINISH or possible(victim, blow, step) for victim, blow, step in (*RISKIEST, *RISKIEST_LOCAL))
 
 
 def test_every_victim_is_struck_in_every_way_at_every_step_that_has_it() -> None:
@@ -25,7 +39,7 @@ def test_every_victim_is_struck_in_every_way_at_every_step_that_has_it() -> None
     processes = [victim for victim in Victim if victim not in LINKS and "QEMU" not in victim.value]
     assert all((victim, blow, step.name) in played for victim in processes for blow in Blow if blow is not Blow.CUT for step in STEPS)
     assert all(any(victim is struck for struck, _, _ in played) for victim in Victim)
-    assert sum(cell.lockless and cell.step == LOST_FINISH for cell in chosen(everything=False)) == LOST_FINISH_RUNS
+    assert sum(cell.pool is Pool.LOCKLESS and cell.step == LOST_FINISH for cell in chosen(everything=False)) == LOST_FINISH_RUNS
 
 
 def test_no_two_cells_have_one_name() -> None:

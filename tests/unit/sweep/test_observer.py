@@ -99,6 +99,15 @@ def test_a_foreign_write_is_a_second_writer() -> None:
     assert rules(samples) == {"two writers"}
 
 
+def test_a_guest_on_a_file_that_is_older_than_another_hosts_is_noticed() -> None:
+    """A source that was let go on from the disk of before the move; the copy that the mirror is still writing is not that."""
+    samples = running()
+    behind = [replace(one, files=(("n1", one.counter), ("n2", max(0, one.counter - 30)))) for one in samples]
+    assert rules(behind) == set()
+    older = [replace(one, counter=200, files=(("n1", one.counter), ("n2", 200))) for one in samples]
+    assert rules(older) == {"older disk"}
+
+
 def test_an_epoch_that_goes_back_is_noticed() -> None:
     """A store that forgot a commit."""
     samples = running()
