@@ -33,6 +33,12 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
     assert "Example" in f"{command.help} {command.epilog}"
 
 
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_is_wrapped_by_the_terminal_alone(path: tuple[str, ...]) -> None:
+    """Sentences that end in the middle of a line, as the source's lines do."""
+    assert not [paragraph for paragraph in (ALL[path].help or "").split("\n\n") if "\n" in paragraph]
+
+
 def test_other_people_s_words_mean_the_same_and_are_not_shown() -> None:
     """`hostler vms ls` that is an error, or help that lists each command four times."""
     same = {

@@ -7,6 +7,7 @@ and then say what to install.
 
 # ruff: noqa: ANN401  typer's click is private: its contexts and commands have no public type
 
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -55,11 +56,19 @@ class _Unmade:
 
     def made(self) -> Any:
         around = typer.Typer(add_completion=False)
+        unwrap_help(self.commands)
         around.add_typer(self.commands, name=self.name, hidden=self.hidden)
         return typer.main.get_group(around).commands[self.name]
 
 
 _GROUPS: dict[str, _Unmade] = {}
+
+
+def unwrap_help(commands: typer.Typer) -> None:
+    """A paragraph of a docstring is one line of help: typer breaks it where the terminal ends, and would break it where our source does besides."""
+    for command in commands.registered_commands:
+        text = inspect.cleandoc(command.help or (command.callback.__doc__ if command.callback else "") or "")
+        command.help = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in text.split("\n\n"))
 
 
 class _Commands(dict[str, Any]):
@@ -123,6 +132,7 @@ def load(name: str) -> Any:
         app = point.load()
     except ImportError as error:
         raise _missing(f"`hostler {name}` cannot be loaded: {error}.", point.dist.name if point.dist else name) from error
+    unwrap_help(app)
     return typer.main.get_command(app)
 
 
