@@ -99,7 +99,7 @@ async def main(settings: Settings, shutdown: Shutdown, notifier: Notifier) -> No
         settings.listen,
         settings.insecure_listen,
         settings.operation_retention_h,
-        migration_limits=Limits(settings.migrations_out, settings.migrations_in),
+        migration_limits=Limits(settings.migrations_out, settings.migrations_in, settings.migrations_link),
         clock=clock,
         notifier=notifier,
     )

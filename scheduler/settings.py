@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.core.turns import RECEIVES_AT_ONCE, SENDS_AT_ONCE
+from scheduler.core.turns import LINK_AT_ONCE, RECEIVES_AT_ONCE, SENDS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class EtcdSettings:
 class Settings:
     """One replica. `listen` is host:port; `insecure_listen`, if set, is a loopback host:port or unix:/path where users need no certificate.
 
-    `migrations_out`, `migrations_in`: live migrations that a node sends and receives at once; the same on every replica.
+    `migrations_out`, `migrations_in`, `migrations_link`: live migrations at once that a node sends, that it receives, and from one node to one
+    other; the same on every replica.
     """
 
     tls: TlsSettings
@@ -46,9 +47,10 @@ class Settings:
     operation_retention_h: int = 24
     migrations_out: int = SENDS_AT_ONCE
     migrations_in: int = RECEIVES_AT_ONCE
+    migrations_link: int = LINK_AT_ONCE
 
     def __post_init__(self) -> None:
         if self.operation_retention_h < 1:
             raise ValueError("operation_retention_h must be 1 or more: a repeated request must find its operation")
-        if min(self.migrations_out, self.migrations_in) < 1:
-            raise ValueError("migrations_out and migrations_in must be 1 or more: a move that waits must have its turn")
+        if min(self.migrations_out, self.migrations_in, self.migrations_link) < 1:
+            raise ValueError("migrations_out, migrations_in and migrations_link must be 1 or more: a move that waits must have its turn")

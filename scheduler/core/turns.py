@@ -1,4 +1,4 @@
-"""Whose turn it is to copy: how many live migrations a node sends and receives at once, who goes first, and who is held back for a while.
+"""Whose turn it is to copy: how many live migrations a node sends and receives at once, and one link carries, who goes first, who is held back.
 
 Every operation counts the ones before it that touch the same node, whether those may go already or not. So the first in the order waits for running
 copies alone, the second for those and the first: nobody is overtaken for ever by others that happen to need one node less. A higher priority goes
@@ -19,6 +19,7 @@ from scheduler.core.steps import COPYING, DESTINATION_READY, RESERVED
 
 SENDS_AT_ONCE = 2
 RECEIVES_AT_ONCE = 2
+LINK_AT_ONCE = 2
 """Two copies fill a link while one of them switches over; more only make each of them longer, and a longer copy has more to copy again."""
 
 AGES_MS = 300_000
@@ -33,10 +34,12 @@ _RANKS = {Priority.LOW: 0, Priority.NORMAL: 1, Priority.HIGH: 2}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Live migrations at once, per node."""
+    """Live migrations at once: that a node sends, that it receives, and from one node to one other. Both ways of a link carry at the same time, so
+    each has its own count."""
 
     sends: int = SENDS_AT_ONCE
     receives: int = RECEIVES_AT_ONCE
+    link: int = LINK_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,24 @@ class _Waiting:
     """The revision of its claim: the order of acceptance, whatever the clocks say and whoever writes the operation meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """What copies go through: so many do, so many have their turn before this one, and so many may at once."""
+
+    running: int
+    ahead: int
+    limit: int
+    name: str
+
+    @property
+    def full(self) -> bool:
+        return self.running + self.ahead >= self.limit
+
+    @property
+    def says(self) -> str:
+        return f"{self.name} {self.running} already"
+
+
 def turn(state: ClusterState, operation_id: str, limits: Limits, now_ms: int, silent: Collection[str] = ()) -> str:
     """Why this live migration waits, as a sentence; empty if it is its turn, or it does not wait. `silent`: nodes that do not answer."""
     return queue(state, limits, now_ms, silent).get(operation_id, "")
@@ -54,7 +75,7 @@ def turn(state: ClusterState, operation_id: str, limits: Limits, now_ms: int, si
 
 def queue(state: ClusterState, limits: Limits, now_ms: int, silent: Collection[str] = ()) -> Mapping[str, str]:
     """Every live migration that has not begun, in the order of their turns, with why it waits; empty for those whose turn it is."""
-    sends, receives, waiting = _present(state)
+    sends, receives, links, waiting = _present(state)
     failures = _failed_copies(state, {one.operation.target_id for one in waiting if not _spared(one)})
     answers: dict[str, str] = {}
     out, into, both = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
@@ -64,23 +85,25 @@ def queue(state: ClusterState, limits: Limits, now_ms: int, silent: Collection[s
         if aside or one.operation.cancel_requested:
             answers[one.operation.operation_id] = "" if one.operation.cancel_requested else aside
             continue
-        before = out[source] + into[destination] - both[(source, destination)]
-        full = []
-        if sends[source] + out[source] >= limits.sends and sends[source]:
-            full.append(f"{source} sends {sends[source]} already")
-        if receives[destination] + into[destination] >= limits.receives and receives[destination]:
-            full.append(f"{destination} receives {receives[destination]} already")
-        waits = sends[source] + out[source] >= limits.sends or receives[destination] + into[destination] >= limits.receives
+        link = (source, destination)
+        nodes = (
+            _Lane(sends[source], out[source], limits.sends, f"{source} sends"),
+            _Lane(receives[destination], into[destination], limits.receives, f"{destination} receives"),
+        )
+        between = _Lane(links[link], both[link], limits.link, f"{source} sends {destination}")
+        full = [lane.says for lane in nodes if lane.full and lane.running] or [between.says] * (between.full and between.running > 0)
+        waits = between.full or any(lane.full for lane in nodes)
+        before = out[source] + into[destination] - both[link]
         answers[one.operation.operation_id] = _sentence(full, before) if waits else ""
         out[source] += 1
         into[destination] += 1
-        both[(source, destination)] += 1
+        both[link] += 1
     return answers
 
 
-def _present(state: ClusterState) -> tuple[Counter[str], Counter[str], list[_Waiting]]:
-    """How many copies each node sends and receives now, and what has not begun."""
-    sends, receives, waiting = Counter[str](), Counter[str](), list[_Waiting]()
+def _present(state: ClusterState) -> tuple[Counter[str], Counter[str], Counter[tuple[str, str]], list[_Waiting]]:
+    """How many copies each node sends and receives now, and each link carries, and what has not begun."""
+    sends, receives, links, waiting = Counter[str](), Counter[str](), Counter[tuple[str, str]](), list[_Waiting]()
     for kept in state.operations.values():
         operation, migration = kept.record, kept.record.migration
         if operation.done or migration is None or migration.cold:
@@ -88,10 +111,11 @@ def _present(state: ClusterState) -> tuple[Counter[str], Counter[str], list[_Wai
         if operation.phase in (DESTINATION_READY, COPYING):
             sends[migration.source_node_id] += 1
             receives[migration.destination_node_id] += 1
+            links[(migration.source_node_id, migration.destination_node_id)] += 1
         elif operation.phase == RESERVED:
             claim = state.claims.get((migration.destination_node_id, operation.target_id))
             waiting.append(_Waiting(operation, migration, claim.revision if claim is not None else kept.revision))
-    return sends, receives, waiting
+    return sends, receives, links, waiting
 
 
 def _aside(one: _Waiting, failed: Sequence[OperationRecord], now_ms: int, silent: Collection[str]) -> str:

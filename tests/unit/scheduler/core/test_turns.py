@@ -31,7 +31,8 @@ LIMITS = Limits(2, 2)
 class Moves:
     """A state of migrations alone, in the order of acceptance."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.limits = limits
         self.state = ClusterState()
         self.names: list[str] = []
 
@@ -75,7 +76,7 @@ class Moves:
         self.change(operation_id, phase=DONE, state=state, phases=phases, update_ms=now_ms, error=error)
 
     def its_turn(self, now_ms: int = 0) -> list[str]:
-        return [name for name, why in queue(self.state, LIMITS, now_ms).items() if not why]
+        return [name for name, why in queue(self.state, self.limits, now_ms).items() if not why]
 
     def begin_all(self, now_ms: int = 0) -> None:
         """One after the other, as a driver that looks again each time."""
@@ -86,12 +87,13 @@ class Moves:
         return [kept.record for kept in self.state.operations.values() if kept.record.phase in (DESTINATION_READY, COPYING)]
 
 
-def most(running: list[OperationRecord]) -> int:
-    """The most that any node sends or receives."""
+def most(running: list[OperationRecord]) -> Limits:
+    """The most that any node sends and receives, and any link carries."""
     found = [one.migration for one in running if one.migration is not None]
     sends = Counter(one.source_node_id for one in found)
     receives = Counter(one.destination_node_id for one in found)
-    return max([*sends.values(), *receives.values()], default=0)
+    links = Counter((one.source_node_id, one.destination_node_id) for one in found)
+    return Limits(*(max(each.values(), default=0) for each in (sends, receives, links)))
 
 
 WISHES = st.lists(
@@ -102,17 +104,20 @@ WISHES = st.lists(
 
 
 @settings(max_examples=share(200), deadline=None)
-@given(WISHES, st.lists(st.integers(0, 39), max_size=60))
-def test_never_more_than_the_limits_and_all_have_their_turn(wishes: list[tuple[str, str, Priority]], ends: list[int]) -> None:
+@given(WISHES, st.lists(st.integers(0, 39), max_size=60), st.builds(Limits, *[st.integers(1, 3)] * 3))
+def test_never_more_than_the_limits_and_all_have_their_turn(
+    wishes: list[tuple[str, str, Priority]], ends: list[int], limits: Limits
+) -> None:
     """A node that sends three at once, or one that waits though nothing is in its way: whatever is asked, in whatever order they end."""
-    moves, wanted = Moves(), list(ends)
+    moves, wanted = Moves(limits), list(ends)
     for source, destination, priority in wishes:
         moves.accept(source, destination, priority)
     for _ in range(len(wishes) + 1):
         moves.begin_all()
         running = moves.running()
-        assert most(running) <= LIMITS.sends
-        waiting = [name for name, why in queue(moves.state, LIMITS, 0).items() if why]
+        seen = most(running)
+        assert (seen.sends <= limits.sends, seen.receives <= limits.receives, seen.link <= limits.link) == (True, True, True)
+        waiting = [name for name, why in queue(moves.state, limits, 0).items() if why]
         assert running or not waiting, "they wait for nobody"
         if not running:
             break
@@ -150,6 +155,19 @@ def test_the_reason_names_the_node_and_how_many_are_before_it() -> None:
     assert turn(moves.state, waiting[3], LIMITS, 0) == "Waits for a turn: n1 sends 2 already, 3 before it."
     assert turn(moves.state, waiting[0], LIMITS, 0) == "Waits for a turn: n1 sends 2 already."
     assert turn(moves.state, moves.accept("n4", "n2"), LIMITS, 0) == "Waits for a turn: n2 receives 2 already."
+
+
+def test_a_link_carries_no_more_than_it_may_and_says_so() -> None:
+    """Three copies that share one link because both nodes may have more; or a wait without a reason. The way back has its own count."""
+    moves, limits = Moves(), Limits(sends=3, receives=3, link=1)
+    moves.begin(moves.accept("n1", "n2"))
+    second, third, elsewhere, back = (moves.accept(*pair) for pair in (("n1", "n2"), ("n1", "n2"), ("n1", "n3"), ("n2", "n1")))
+    waits = queue(moves.state, limits, 0)
+    assert waits[second] == "Waits for a turn: n1 sends n2 1 already."
+    assert waits[third] == "Waits for a turn: n1 sends n2 1 already, 1 before it."
+    assert waits[back] == ""
+    moves.end(moves.names[0])
+    assert [name for name, why in queue(moves.state, limits, 0).items() if not why] == [second, elsewhere, back]
 
 
 def test_priority_first_then_acceptance() -> None:
