@@ -20,7 +20,7 @@ from scheduler.access import ACCESS
 from scheduler.adapters import etcd_channels
 from scheduler.adapters.etcd_channels import EtcdConfig
 from scheduler.adapters.etcd_store import EtcdStore
-from scheduler.adapters.grpc_nodes import GrpcNodes
+from scheduler.adapters.grpc_nodes import GrpcNodes, Registered
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.records import Verb
 from scheduler.core.turns import Limits
@@ -117,7 +117,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
     mirror = Mirror(replica.store)
     writer = Writer(replica.store, mirror)
     liveness = Liveness(replica.replica_id, replica.store, clock, replica.beat_write_pause_s)
-    agents = GrpcNodes(_endpoint_of(mirror), _connect(replica.tls))
+    agents = GrpcNodes(_registered(mirror), _connect(replica.tls))
     gateway = FencedNodes(agents, mirror)
     turns = Turns(replica.migration_limits, clock, liveness.health)
     driver = Driver(mirror, writer, agents, clock, FLOWS, turns, liveness.health, SPREAD)
@@ -211,8 +211,12 @@ def _etcd(settings: EtcdSettings) -> EtcdConfig:
     return EtcdConfig(settings.endpoints, etcd_channels.TlsFiles(settings.ca, settings.cert, settings.key, settings.server_name))
 
 
-def _endpoint_of(mirror: Mirror) -> Callable[[str], str]:
-    return lambda node_id: mirror.state.nodes[node_id].record.endpoint
+def _registered(mirror: Mirror) -> Callable[[str], Registered]:
+    def registered(node_id: str) -> Registered:
+        record = mirror.state.nodes[node_id].record
+        return Registered(record.endpoint, record.incarnation)
+
+    return registered
 
 
 def _connect(tls: ServerTls) -> Callable[[str, str], grpc.aio.Channel]:

@@ -23,13 +23,15 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Who commands: the operation, the VM, its epoch, the store revision of the owner record that the driver acted on, and of what orders it."""
+    """Who commands: the operation, the VM, its epoch, the store revision of the owner record that the driver acted on, and of what orders it; and
+    which incarnation of this host is meant."""
 
     operation_id: str
     vm_uid: str
     epoch: int
     owner_revision: int
     order_revision: int = 0
+    incarnation: str = ""
 
     @property
     def rank(self) -> Rank:

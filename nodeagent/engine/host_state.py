@@ -40,6 +40,8 @@ class HostState:
         self.ledger_lock = asyncio.Lock()
         self.heard = True
         """False in a cluster until this process has registered: it may have been fenced while no agent ran here, and then knows it only from that."""
+        self.incarnation = ""
+        """What the cluster calls this host since its last boot or fence; "": it has not said so yet, or there is no cluster."""
         self.laying_down = False
         """The cluster has said that this host was fenced, and has not heard since that nothing runs here: no VM is taken in or started."""
         self.more_charges: Callable[[], Iterable[Quantities]] = tuple
@@ -54,6 +56,10 @@ class HostState:
     def charges(self) -> list[Quantities]:
         """Everything that this host has promised, now."""
         return [*(definition.spec.charged for definition in self._definitions.values()), *self.more_charges()]
+
+    def registered(self, incarnation: str) -> None:
+        """The cluster has heard of this process, and says who it is."""
+        self.heard, self.incarnation = True, incarnation
 
     @property
     def definitions(self) -> Mapping[str, Definition]:

@@ -40,7 +40,7 @@ class Link:
         facts: HostFacts,
         observer: Observer,
         laid_down: Callable[[], AbstractAsyncContextManager[None]],
-        on_registered: Callable[[], None],
+        on_registered: Callable[[str], None],
         clock: Clock,
     ) -> None:
         self._endpoint = endpoint
@@ -72,8 +72,9 @@ class Link:
             async with self._laid_down():
                 sent = await self._inventory.collect()
                 registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
+                self._on_registered(registration.incarnation)  # before anything is taken in again
         self.incarnation = registration.incarnation
-        self._on_registered()
+        self._on_registered(self.incarnation)
         self.registered.set()
         log.info("registered", incarnation=self.incarnation)
         counter, sent_s = 0, self._clock.monotonic_s()

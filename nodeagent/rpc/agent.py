@@ -140,4 +140,4 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
 
 def _command(command: agent_pb2.Command) -> Command:
-    return Command(command.operation_id, command.vm_uid, command.epoch, command.owner_revision, command.order_revision)
+    return Command(command.operation_id, command.vm_uid, command.epoch, command.owner_revision, command.order_revision, command.incarnation)

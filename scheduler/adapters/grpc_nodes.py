@@ -41,44 +41,53 @@ class _Line:
     stub: Stub
 
 
-class GrpcNodes:
-    """Implements NodeGateway. `endpoint_of(node_id)` is the registered host:port; `connect` makes a channel that accepts that node alone."""
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Of a node's registration: host:port of its agent, and its incarnation."""
 
-    def __init__(self, endpoint_of: Callable[[str], str], connect: Callable[[str, str], grpc.aio.Channel]) -> None:
-        self._endpoint_of = endpoint_of
+    endpoint: str
+    incarnation: str
+
+
+class GrpcNodes:
+    """Implements NodeGateway. `registered(node_id)` is where the node is and which incarnation of it, as this replica knows it now; `connect` makes
+    a channel that accepts that node alone. A command is for the incarnation that is known when it is made, however long it is on its way."""
+
+    def __init__(self, registered: Callable[[str], Registered], connect: Callable[[str, str], grpc.aio.Channel]) -> None:
+        self._registered = registered
         self._connect = connect
         self._channels: dict[str, _Line] = {}
 
     async def ensure_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> int:
-        request = agent_pb2.EnsureVolumeRequest(command=_command(order), volume=volume_to_wire(volume))
+        request = agent_pb2.EnsureVolumeRequest(command=self._command(node_id, order), volume=volume_to_wire(volume))
         return (await self._ask(node_id, lambda stub: stub.EnsureVolume(request, timeout=COPY_S))).size_mib
 
     async def remove_volume(self, node_id: str, order: Order, volume: VolumeSpec) -> None:
-        request = agent_pb2.RemoveVolumeRequest(command=_command(order), volume=volume_to_wire(volume))
+        request = agent_pb2.RemoveVolumeRequest(command=self._command(node_id, order), volume=volume_to_wire(volume))
         await self._ask(node_id, lambda stub: stub.RemoveVolume(request, timeout=SLOW_S))
 
     async def define(self, node_id: str, order: Order, domain: DomainSpec) -> VMStatus:
-        request = agent_pb2.DefineVMRequest(command=_command(order), domain=domain_to_wire(domain))
+        request = agent_pb2.DefineVMRequest(command=self._command(node_id, order), domain=domain_to_wire(domain))
         return status_from_wire(await self._ask(node_id, lambda stub: stub.DefineVM(request, timeout=QUICK_S)))
 
     async def start(self, node_id: str, order: Order) -> VMStatus:
-        request = agent_pb2.StartVMRequest(command=_command(order))
+        request = agent_pb2.StartVMRequest(command=self._command(node_id, order))
         return status_from_wire(await self._ask(node_id, lambda stub: stub.StartVM(request, timeout=SLOW_S)))
 
     async def stop(self, node_id: str, order: Order, grace_s: int) -> VMStatus:
-        request = agent_pb2.StopVMRequest(command=_command(order), grace_s=grace_s)
+        request = agent_pb2.StopVMRequest(command=self._command(node_id, order), grace_s=grace_s)
         return status_from_wire(await self._ask(node_id, lambda stub: stub.StopVM(request, timeout=grace_s + SLOW_S)))
 
     async def reboot(self, node_id: str, order: Order, force: bool) -> VMStatus:
-        request = agent_pb2.RebootVMRequest(command=_command(order), force=force)
+        request = agent_pb2.RebootVMRequest(command=self._command(node_id, order), force=force)
         return status_from_wire(await self._ask(node_id, lambda stub: stub.RebootVM(request, timeout=SLOW_S)))
 
     async def forget(self, node_id: str, order: Order) -> None:
-        request = agent_pb2.ForgetVMRequest(command=_command(order))
+        request = agent_pb2.ForgetVMRequest(command=self._command(node_id, order))
         await self._ask(node_id, lambda stub: stub.ForgetVM(request, timeout=QUICK_S))
 
     async def end_copy(self, node_id: str, order: Order) -> VMStatus:
-        request = agent_pb2.EndCopyRequest(command=_command(order))
+        request = agent_pb2.EndCopyRequest(command=self._command(node_id, order))
         return status_from_wire(await self._ask(node_id, lambda stub: stub.EndCopy(request, timeout=SLOW_S)))
 
     async def inspect(self, node_id: str, vm_uid: str) -> VMStatus:
@@ -92,7 +101,7 @@ class GrpcNodes:
 
     async def migration_source(self, node_id: str, order: Order, domain: DomainSpec, estimate: CopyEstimate | None) -> MigrationFacts:
         request = agent_pb2.CheckMigrationRequest(
-            command=_command(order),
+            command=self._command(node_id, order),
             domain=domain_to_wire(domain),
             forecast=estimate is not None,
             bandwidth_mib_s=estimate.bandwidth_mib_s if estimate else 0,
@@ -101,14 +110,16 @@ class GrpcNodes:
         return facts_from_wire(await self._ask(node_id, lambda stub: stub.CheckMigration(request, timeout=SLOW_S)))
 
     async def migration_destination(self, node_id: str, order: Order, domain: DomainSpec, guest: GuestFacts) -> MigrationFacts:
-        request = agent_pb2.CheckMigrationRequest(command=_command(order), domain=domain_to_wire(domain), guest=guest_to_wire(guest))
+        request = agent_pb2.CheckMigrationRequest(
+            command=self._command(node_id, order), domain=domain_to_wire(domain), guest=guest_to_wire(guest)
+        )
         return facts_from_wire(await self._ask(node_id, lambda stub: stub.CheckMigration(request, timeout=SLOW_S)))
 
     async def prepare_incoming(
         self, node_id: str, order: Order, domain: DomainSpec, source_node_id: str, copied: tuple[VolumeSpec, ...] = ()
     ) -> Prepared:
         request = agent_pb2.PrepareIncomingRequest(
-            command=_command(order),
+            command=self._command(node_id, order),
             domain=domain_to_wire(domain),
             source_node_id=source_node_id,
             copied=[volume_to_wire(volume) for volume in copied],
@@ -118,7 +129,7 @@ class GrpcNodes:
 
     async def start_outgoing(self, node_id: str, order: Order, departure: Departure) -> HandoffReport:
         request = agent_pb2.StartOutgoingRequest(
-            command=_command(order),
+            command=self._command(node_id, order),
             destination_node_id=departure.destination_node_id,
             destination_endpoint=departure.destination_endpoint,
             tunnel_endpoint=departure.tunnel_endpoint,
@@ -130,7 +141,9 @@ class GrpcNodes:
         return report_from_wire(await self._ask(node_id, lambda stub: stub.StartOutgoing(request, timeout=QUICK_S)))
 
     async def tune_outgoing(self, node_id: str, order: Order, bandwidth_mib_s: int, max_downtime_ms: int) -> HandoffReport:
-        request = agent_pb2.TuneOutgoingRequest(command=_command(order), bandwidth_mib_s=bandwidth_mib_s, max_downtime_ms=max_downtime_ms)
+        request = agent_pb2.TuneOutgoingRequest(
+            command=self._command(node_id, order), bandwidth_mib_s=bandwidth_mib_s, max_downtime_ms=max_downtime_ms
+        )
         return report_from_wire(await self._ask(node_id, lambda stub: stub.TuneOutgoing(request, timeout=QUICK_S)))
 
     async def inspect_handoff(self, node_id: str, order: Order) -> HandoffReport:
@@ -138,19 +151,19 @@ class GrpcNodes:
         return report_from_wire(await self._ask(node_id, lambda stub: stub.InspectHandoff(request, timeout=QUICK_S)))
 
     async def finish_incoming(self, node_id: str, order: Order) -> HandoffReport:
-        request = agent_pb2.FinishIncomingRequest(command=_command(order))
+        request = agent_pb2.FinishIncomingRequest(command=self._command(node_id, order))
         return report_from_wire(await self._ask(node_id, lambda stub: stub.FinishIncoming(request, timeout=SLOW_S)))
 
     async def finish_outgoing(self, node_id: str, order: Order) -> HandoffReport:
-        request = agent_pb2.FinishOutgoingRequest(command=_command(order))
+        request = agent_pb2.FinishOutgoingRequest(command=self._command(node_id, order))
         return report_from_wire(await self._ask(node_id, lambda stub: stub.FinishOutgoing(request, timeout=SLOW_S)))
 
     async def abort_incoming(self, node_id: str, order: Order) -> HandoffReport:
-        request = agent_pb2.AbortIncomingRequest(command=_command(order))
+        request = agent_pb2.AbortIncomingRequest(command=self._command(node_id, order))
         return report_from_wire(await self._ask(node_id, lambda stub: stub.AbortIncoming(request, timeout=SLOW_S)))
 
     async def abort_outgoing(self, node_id: str, order: Order) -> HandoffReport:
-        request = agent_pb2.AbortOutgoingRequest(command=_command(order))
+        request = agent_pb2.AbortOutgoingRequest(command=self._command(node_id, order))
         return report_from_wire(await self._ask(node_id, lambda stub: stub.AbortOutgoing(request, timeout=SLOW_S)))
 
     async def close(self) -> None:
@@ -172,7 +185,7 @@ class GrpcNodes:
             raise NodeUnreachable(f"{node_id}: the connection is closing", node_id) from error
 
     async def _stub(self, node_id: str) -> Stub:
-        endpoint = self._endpoint_of(node_id)
+        endpoint = self._registered(node_id).endpoint
         known = self._channels.get(node_id)
         if known is not None and known.endpoint == endpoint:
             return known.stub
@@ -182,12 +195,12 @@ class GrpcNodes:
             await known.channel.close()
         return line.stub
 
-
-def _command(order: Order) -> agent_pb2.Command:
-    return agent_pb2.Command(
-        operation_id=order.operation_id,
-        vm_uid=order.vm_uid,
-        epoch=order.epoch,
-        owner_revision=order.owner_revision,
-        order_revision=order.order_revision,
-    )
+    def _command(self, node_id: str, order: Order) -> agent_pb2.Command:
+        return agent_pb2.Command(
+            operation_id=order.operation_id,
+            vm_uid=order.vm_uid,
+            epoch=order.epoch,
+            owner_revision=order.owner_revision,
+            order_revision=order.order_revision,
+            incarnation=self._registered(node_id).incarnation,
+        )

@@ -88,7 +88,14 @@ def asks(world: World, op: int, ask: Ask, node: int | None = None) -> World:
         source, destination = world.store.ends(op)
         node = source if ask in OF_SOURCE else destination if ask in OF_DESTINATION else -1
     message = Message(
-        ask, op, node, 0, vm.record.owner.epoch, vm.revision if ask in (Ask.START, Ask.INSPECT_COLD) else 0, world.store.order(op)
+        ask,
+        op,
+        node,
+        0,
+        vm.record.owner.epoch,
+        vm.revision if ask in (Ask.START, Ask.INSPECT_COLD) else 0,
+        world.store.order(op),
+        incarnation=world.store.incarnation(node),
     )
     fenced = world.store.fenced(node)
     if not fenced and (world.hosts[node].dark or not world.heard(node)):

@@ -50,6 +50,8 @@ HOLDS: Mapping[str, Configuration] = {
     "old-agent-wakes": Configuration(Rules(), Budget(zombies=1)),
     "old-replica-sends-late": Configuration(Rules(), Budget(sleepers=1)),
     "old-replica-sends-late-cancelled": Configuration(Rules(), Budget(sleepers=1, cancels=1)),
+    "old-replica-sends-late-power-lost": Configuration(Rules(), Budget(sleepers=1, power=1, fences=1, starts=2, moves=(), off=True)),
+    "cold-move-old-replica-sends-late-power-lost": Configuration(Rules(), Budget(sleepers=1, power=1, fences=1, starts=1, off=True)),
     "third-node": Configuration(Rules(), Budget(nodes=3, moves=(1, 2))),
     "started-and-dies": Configuration(Rules(), Budget(off=True, moves=(), deaths=1, messages=2, agents=1, starts=2)),
     "cold-move": Configuration(Rules(), Budget(off=True, agents=1, cancels=1, starts=2)),
@@ -64,6 +66,7 @@ _BOUND = 1_500_000
 
 LARGE: Mapping[str, Configuration] = {
     "agents-killed-twice": Configuration(Rules(), Budget(agents=2)),
+    "live-move-old-replica-sends-late-power-lost": Configuration(Rules(), Budget(sleepers=1, power=1, fences=1)),
     "wrong-fence": Configuration(Rules(locks_bar=True), Budget(agents=1, wrong_fences=1, starts=1), bound=_BOUND),
     "third-node-cancelled": Configuration(Rules(), Budget(nodes=3, moves=(1, 2), cancels=1), bound=_BOUND),
     "there-and-back-agent-killed": Configuration(Rules(), Budget(moves=(1, 0), agents=1), bound=_BOUND),

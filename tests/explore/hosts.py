@@ -199,6 +199,10 @@ class HostMoves:
         says = f"{NODES[node]} handles {message.ask} under epoch {message.epoch}"
         if host.laying is not None and self._rules.laying_refuses and message.ask is not Ask.STOP_VM:
             return Move(f"{says}: it was fenced", self.refused(world, message))
+        if message.ask is not Ask.STOP_VM and self._rules.not_heard_yet(host):
+            return Move(f"{says}: it is not heard yet", asks_again(world, message))
+        if (host.epoch or message.ask is Ask.DEFINE) and self._rules.for_another_life(host, message):
+            return Move(f"{says}: it is for the host before it came back", asks_again(world, message))
         if host.epoch == 0 and message.ask is Ask.STOP_VM:
             gone = placed(world, node, buried(host, message.epoch, message.order))
             return Move(f"{says}: not defined", self.stopped(gone, message))
@@ -231,7 +235,7 @@ class HostMoves:
         if host.epoch == 0:
             gone = placed(world, node, buried(host, message.epoch, message.order))
             return Move(f"{says}: it knows of none", self.forgotten(gone, message))
-        late = self._rules.ranks_heeded and comes_late(host, message)
+        late = self._rules.for_another_life(host, message) or (self._rules.ranks_heeded and comes_late(host, message))
         if late or judge_epoch(host.epoch, message.epoch) is EpochVerdict.STALE or host.domain is not None:
             return Move(f"{says}: refused", asks_again(world, message))
         heard = replace(defined(host, message.epoch), order=message.order)
@@ -290,10 +294,9 @@ class HostMoves:
         elif not world.store.fenced(node):
             if host.unheard:
                 after = self._write(world.store, ("registers", FENCES[0], name))
-                known = replace(placed(world, node, replace(host, unheard=False)), store=world.store if after is None else after)
-                yield Move(f"{name}'s agent registers under its new boot", known)
+                yield Move(f"{name}'s agent registers under its new boot", _registered(world, node, host, after))
         elif laying is None and (taken := self._write(world.store, ("registers", FENCES[0], name))) is not None:
-            yield Move(f"{name}'s agent is heard, fenced or not", replace(placed(world, node, replace(host, unheard=False)), store=taken))
+            yield Move(f"{name}'s agent is heard, fenced or not", _registered(world, node, host, taken))
         elif laying is None:
             yield Move(f"{name}'s agent hears that its host was fenced", placed(world, node, replace(host, laying=Step.KILL)))
         elif laying is Step.KILL:
@@ -307,9 +310,8 @@ class HostMoves:
                 yield Move(says, _let_go(bare, node))
         else:
             written = self._write(world.store, ("registers, laid down", FENCES[0], name))
-            asked = _unasked(placed(world, node, replace(host, laying=Step.FORGET, unheard=False)), node)
-            heard = replace(asked, store=world.store if written is None else written)
-            yield Move(f"{name} is heard again, cordoned", heard)
+            asked = _unasked(world, node)
+            yield Move(f"{name} is heard again, cordoned", _registered(asked, node, replace(host, laying=Step.FORGET), written))
 
     def _tells_off(self, world: World, node: int, host: Host) -> Iterator[Move]:
         """A report that a VM is off makes a replica ask; the answer counts if the record is still the one from before the question."""
@@ -323,6 +325,12 @@ class HostMoves:
         if not any(message.ask is Ask.REPORT for message in world.net):
             said = Message(Ask.REPORT, 0, node, 0, host.epoch, world.store.vm.revision)
             yield Move(f"{NODES[node]} answers that its VM is off", replace(world, net=world.net | {said}))
+
+
+def _registered(world: World, node: int, host: Host, store: Store | None) -> World:
+    """The host's agent has heard that it is registered, by what was written for it (None: it was so already)."""
+    store = world.store if store is None else store
+    return replace(placed(world, node, replace(host, unheard=False, incarnation=store.incarnation(node))), store=store)
 
 
 def _killed(world: World, node: int) -> World:
@@ -367,5 +375,8 @@ def _without_power(world: World, node: int) -> World:
     for op in MIGRATIONS:
         if any(other.job is not None and other.job.op == op and other.job.to == node for other in world.hosts):
             world = cuts(world, op)
-    kept = Host(False, Memory(), host.epoch, host.incoming, host.order, host.ran, host.gone, host.handoffs, host.arrivals, off=True)
+    kept = Host(
+        False, Memory(), host.epoch, host.incoming, host.order, host.ran, host.gone, host.handoffs, host.arrivals, off=True,
+        incarnation=host.incarnation,
+    )  # fmt: skip
     return replace(_unasked(placed(world, node, kept), node), died=world.died or ran)

@@ -334,6 +334,10 @@ class Moves:
         host = world.hosts[message.node]
         stage = host.stage_in(message.op)
         says = f"{NODES[message.node]} handles {message.ask} of migration {message.op + 1}"
+        if self._rules.not_heard_yet(host):
+            return Move(f"{says}: it is not heard yet", asks_again(world, message))
+        if stage is None and self._rules.for_another_life(host, message):
+            return Move(f"{says}: it is for the host before it came back", asks_again(world, message))
         if stage is None and self._rules.ranks_heeded and (message.epoch, message.order) < host.gone:
             return Move(f"{says}: it comes late", asks_again(world, message))
         if self._destinations.refuses(host, message, stage):
@@ -348,6 +352,8 @@ class Moves:
         match world.hosts[message.node].stage_in(message.op):
             case None:
                 return Move(f"{says}: unknown", asks_again(world, message))
+            case _ if self._rules.not_heard_yet(world.hosts[message.node]):
+                return Move(f"{says}: it is not heard yet", asks_again(world, message))
             case Stage.PREPARED:
                 if self._may_resume(world, message):
                     return Move(f"{says}: it may resume", self._destinations.resumes(world, message))
@@ -383,6 +389,8 @@ class Moves:
     def _start(self, world: World, message: Message) -> Move:
         says = f"{NODES[message.node]} handles {message.ask} of migration {message.op + 1}"
         host = world.hosts[message.node]
+        if host.handoff(message.op) is None and host.epoch and self._rules.for_another_life(host, message):
+            return Move(f"{says}: it is for the host before it came back", asks_again(world, message))
         if host.handoff(message.op) is None and host.epoch and self._rules.ranks_heeded and comes_late(host, message):
             return Move(f"{says}: it comes late", asks_again(world, message))
         begun = self._sources.begun(world.hosts[message.node], message, world.store.ends(message.op)[1])

@@ -263,6 +263,18 @@ MUTATIONS: Mapping[str, Configuration] = {
         "limbo",
         "a DefineVM that comes after the VM was forgotten charges the host for ever (decision 16)",
     ),
+    "late-for-another-life": Configuration(
+        Rules(incarnations_heeded=False),
+        Budget(sleepers=1, power=1, fences=1, starts=2, moves=(), off=True),
+        "limbo",
+        "a DefineVM for a node from before it was fenced charges it for ever when it is back (decision 19)",
+    ),
+    "unheard-takes-in": Configuration(
+        Rules(heard_first=False),
+        Budget(sleepers=1, power=1, fences=1, starts=2, moves=(), off=True),
+        "I1",
+        "an agent that no scheduler has heard yet starts what a replica sends it from before its host was fenced",
+    ),
     "runs-twice": Configuration(
         Rules(runs_once=False),
         Budget(off=True, moves=(), deaths=1, messages=1, starts=1),

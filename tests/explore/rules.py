@@ -46,7 +46,7 @@ from scheduler.core.view import Health
 from scheduler.engine.fenced_nodes import FencedNodes
 from scheduler.engine.mirror import Mirror
 from scheduler.ports import Departure, NodeGateway, Order
-from tests.explore.world import NODES, OPERATIONS, REQUESTS, UID, VM, Ask, Decision, Proofs, Store
+from tests.explore.world import NODES, OPERATIONS, REQUESTS, UID, VM, Ask, Decision, Host, Message, Proofs, Store
 from tests.unit.scheduler.core.kept import GONE_WRONG, NAS
 
 BY = By("s1@1", 7)
@@ -147,6 +147,10 @@ class Rules:
     """An agent that cannot read the owner record lets nothing run."""
     ranks_heeded: bool = True
     """An agent refuses a command that was sent before one it has heard (decision 16)."""
+    heard_first: bool = True
+    """An agent takes nothing in, and lets nothing run, before its host is registered: it may have been fenced (decision 11)."""
+    incarnations_heeded: bool = True
+    """And what was meant for its host before that was fenced, or booted (decision 19)."""
     let_go_heeded: bool = True
     """A handoff that was ended with the others of its host (laid down, or forgotten) acts no more, whatever it has read before."""
     one_agent: bool = True
@@ -159,6 +163,13 @@ class Rules:
     """Once it is heard, and its VMs can be started elsewhere no more, it looks again what is not its own."""
     laying_ends_all: bool = True
     """It ends what is there once more under the VM's lock, after whatever start was in the agent's hands."""
+
+    def not_heard_yet(self, host: Host) -> bool:
+        return self.heard_first and host.unheard
+
+    def for_another_life(self, host: Host, message: Message) -> bool:
+        """Whether a command is for the host as it was before its last boot or fence."""
+        return self.incarnations_heeded and message.incarnation != host.incarnation
 
     def answers_for_fenced(self, store: Store, node: int, ask: Ask) -> HandoffReport | VMStatus | HostlerError | None:
         """What the scheduler's own gateway answers for a node that is fenced (or is taken for it)."""

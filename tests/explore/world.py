@@ -87,6 +87,9 @@ class Store:
     def fenced(self, node: int) -> bool:
         return is_fenced(self.state, NODES[node])
 
+    def incarnation(self, node: int) -> int:
+        return self.state.nodes[NODES[node]].record.registrations
+
     def revision_of_node(self, node: int) -> int:
         return self.state.nodes[NODES[node]].revision
 
@@ -352,6 +355,8 @@ class Message(Value, frozen=True):
     decision: Decision = ("", 0, "")
     seen: Store | None = None
     proofs: Proofs = ()
+    incarnation: int = 0
+    """Of the node that a command is for."""
 
 
 class Task(Value, frozen=True):
@@ -435,6 +440,8 @@ class Host(Value, frozen=True):
     """Without power."""
     unheard: bool = False
     """It has power again, and has not registered since."""
+    incarnation: int = 1
+    """As its agent heard when it registered last."""
     zombie: Zombie | None = None
 
     @property

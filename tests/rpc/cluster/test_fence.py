@@ -14,7 +14,7 @@ from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 from hostler.errors import Reason, Unavailable
 from hostler.model.domain import DomainSpec
-from hostler.model.node import NodeReport
+from hostler.model.node import NodeReport, VMStatus
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_migration import MigrationFault
@@ -23,7 +23,7 @@ from nodeagent.core.observed import CopyTag, DomainView
 from nodeagent.engine.host_state import HostState
 from nodeagent.engine.link import Link
 from nodeagent.engine.vms import HostVMs
-from nodeagent.ports import AuthorityUnavailable, Registration
+from nodeagent.ports import AuthorityUnavailable, HypervisorUnavailable, Registration
 from scheduler.engine import liveness
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
@@ -279,3 +279,39 @@ async def test_an_agent_that_no_scheduler_has_heard_yet_takes_nothing_in(
     await until(client, home, state=node_pb2.Node.CORDONED)
     assert refused == [Reason.NODE_UNREACHABLE]
     assert cluster.world.guest(vm.uid).executing == ()
+
+
+async def test_a_command_from_before_the_fence_makes_nothing_on_the_node_that_is_back(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is charged for ever: a replica that was stopped with a DefineVM in its hands sends it when the node has been fenced and is back."""
+    agents: list[HostVMs] = []
+    late: list[tuple[Command, DomainSpec]] = []
+    make, define = HostVMs.__init__, HostVMs.define
+
+    def noted(self: HostVMs, *parts: Any) -> None:  # noqa: ANN401 whatever it is made of
+        make(self, *parts)
+        agents.append(self)
+
+    async def on_its_way(self: HostVMs, command: Command, spec: DomainSpec) -> VMStatus:
+        late.append((command, spec))
+        raise HypervisorUnavailable("The message is still on its way.")
+
+    monkeypatch.setattr(HostVMs, "__init__", noted)
+    monkeypatch.setattr(HostVMs, "define", on_its_way)
+    creating = await client.create("web-1")
+    async with asyncio.timeout(TIMEOUT_S):
+        while not late:  # noqa: ASYNC110 the message has no event
+            await asyncio.sleep(LOOK_S)
+    listed = await client.nodes.ListNodes(nodes_pb2.ListNodesRequest(), timeout=CALL_S)
+    (home,) = [one.name.removeprefix("nodes/") for one in listed.nodes if one.vm_count]
+    port = await power_off(client, cluster, home)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    assert (await client.wait(creating)).state == FAILED
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    with pytest.raises(Unavailable) as refused:
+        await define(agents[-1], *late[0])
+    assert refused.value.reason is Reason.COMMAND_LATE
+    assert not list((cluster.directory / "state" / home / "vms").glob("*"))

@@ -1,5 +1,6 @@
 """Which commands a host heeds, also after a restart, and for how many VMs that are gone it remembers it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,16 @@ async def test_nothing_is_taken_in_by_an_agent_that_was_not_heard(state: HostSta
     state.heard = False
     with pytest.raises(Unavailable):
         heard(state, "n1")
+
+
+async def test_what_was_meant_for_this_host_before_its_last_boot_or_fence_is_refused(state: HostState) -> None:
+    """A definition that nobody asks for any more, and a charge for ever: the VM was forgotten, or never known, when the host came back."""
+    state.registered("boot-2:2")
+    for_it, before = (replace(command(3, 60), incarnation=incarnation) for incarnation in ("boot-2:2", "boot-1:1"))
+    with pytest.raises(Unavailable):
+        not_buried(state, "n1", before)
+    not_buried(state, "n1", for_it)
+    await state.keep_definition(Definition(spec(), 3, "op-0", order_revision=50))
+    with pytest.raises(Unavailable):
+        await heed(state, "n1", before)
+    assert (await heed(state, "n1", for_it)).order_revision == 60

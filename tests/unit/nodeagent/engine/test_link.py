@@ -52,7 +52,7 @@ async def test_an_unchanged_report_is_repeated_now_and_then() -> None:
     clock, beats, same = ManualClock(), Beats(), Unchanging()
     observer = Observer(cast("object", None))  # type: ignore[arg-type]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        link = Link("n1:1", beats, cast("Inventory", same), same, observer, nullcontext, lambda: None, clock)
+        link = Link("n1:1", beats, cast("Inventory", same), same, observer, nullcontext, lambda _: None, clock)
         running = group.create_task(link.run(), name="link")
         await beats.beaten(5)
         assert set(beats.beats) == {None}

@@ -37,6 +37,7 @@ class Command(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     OWNER_REVISION_FIELD_NUMBER: _builtins.int
     ORDER_REVISION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """The operation that this step belongs to."""
     vm_uid: _builtins.str
@@ -49,6 +50,10 @@ class Command(_message.Message):
     """Store revision of the record that orders this: the operation's, or the VM's where there is no operation. Every step of an operation writes its record,
     and a VM has one operation at a time, so of two commands about a VM the one with the lower revision is the older one.
     """
+    incarnation: _builtins.str
+    """The incarnation of the node that this is for, as its registration answered. A node that was fenced, or has booted, since is another one: it refuses what
+    was meant for the one before.
+    """
     def __init__(
         self,
         *,
@@ -57,10 +62,11 @@ class Command(_message.Message):
         epoch: _builtins.int = ...,
         owner_revision: _builtins.int = ...,
         order_revision: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "operation_id", b"operation_id", "order_revision", b"order_revision", "owner_revision", b"owner_revision", "vm_uid", b"vm_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "operation_id", b"operation_id", "order_revision", b"order_revision", "owner_revision", b"owner_revision", "vm_uid", b"vm_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
