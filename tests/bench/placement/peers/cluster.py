@@ -49,12 +49,14 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To one shape. `host_id`: None if it was refused, and then `why` says why; `parts_s`: what its time is made of, where a peer has parts."""
+    """To one shape. `host_id`: None if it was refused, and then `why` says why; `parts_s`: what its time is made of, where a peer has parts;
+    `cpu_s`: of a peer that is a process of its own for each answer."""
 
     host_id: str | None
     took_s: float
     why: str = ""
     parts_s: dict[str, float] = field(default_factory=dict)
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def hail(request: Path, *, checked: bool, timeout_s: float, program: Path | None
     argv = [str(found("hail", program, INSTALL, FOLDERS)), *([] if checked else [UNCHECKED]), str(request)]
     ran = run(argv, timeout_s)
     host_id, why = answer_of(ran.stdout)
-    return Answer(host_id, ran.took_s, why, {"cpu": ran.cpu_s})
+    return Answer(host_id, ran.took_s, why, cpu_s=ran.cpu_s)
 
 
 def answer_of(stdout: str) -> tuple[str | None, str]:
