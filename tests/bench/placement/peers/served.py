@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -110,10 +111,8 @@ class Served:
         """End the peer. Again is no error."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not pipe.closed:
-                try:
+                with suppress(BrokenPipeError):  # it has ended already, and what was not flushed is nobody's any more
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
