@@ -1,6 +1,6 @@
 """The guests that are moved: what each is, where its heartbeat stands, and a dirtying one made for this machine's speed.
 
-`idle` is the lab's boot sector: it counts on its disk 18 times a second and halts between. `dirtying` writes memory and nothing else, so that
+`idle` halts, and ticks 250 times a second. `dirtying` writes memory and nothing else, so that
 the emulator's fault with guests that are busy on the network during slow copies (docs/decisions/0007) has nothing to break; it
 looks itself whether its pages are whole. `linux` sends a line every 10 ms to whoever connects.
 """
@@ -39,18 +39,19 @@ class Guest:
     dirties: float = 0.0
 
 
-def idle(qcow2: Path, raw: Path) -> Guest:
-    return Guest("bootsector", 32, qcow2, BIOS_TICKS, raw.read_bytes()[: memory.NEEDLE_BYTES].hex())
+def idle(folder: Path) -> Guest:
+    image, raw = assemble(folder, "idle", "idle")
+    return Guest("idle", 32, image, BIOS_TICKS, raw.read_bytes()[: memory.NEEDLE_BYTES].hex())
 
 
 def linux(qcow2: Path) -> Guest:
     return Guest("guest", 128, qcow2)
 
 
-def assemble(folder: Path, name: str, mib: int, spin: int) -> tuple[Path, Path]:
-    """(qcow2, raw) of a guest that dirties so many MiB over and over."""
-    source, obj, raw = Path(__file__).with_name("dirtying.S"), folder / f"{name}.o", folder / f"{name}.raw"
-    subprocess.run(["as", "--32", f"--defsym=PAGES={mib * 256}", f"--defsym=SPIN={spin}", "-o", obj, source], check=True)
+def assemble(folder: Path, name: str, source: str, **symbols: int) -> tuple[Path, Path]:
+    """(qcow2, raw) of the guest whose boot sector that file is, with these symbols."""
+    code, obj, raw = Path(__file__).with_name(f"{source}.S"), folder / f"{name}.o", folder / f"{name}.raw"
+    subprocess.run(["as", "--32", *(f"--defsym={symbol}={value}" for symbol, value in symbols.items()), "-o", obj, code], check=True)
     subprocess.run(["ld", "-m", "elf_i386", "--oformat", "binary", "-Ttext", "0x7c00", "-e", "_start", "-o", raw, obj], check=True)
     raw.write_bytes(raw.read_bytes().ljust(DISK_BYTES, b"\0"))
     image = folder / f"{name}.qcow2"
@@ -62,7 +63,7 @@ async def dirtying(folder: Path, name: str, mib: int, bytes_per_s: float, accele
     """One that dirties as fast as asked, as near as a few measurements come, or as fast as this machine lets it."""
     spin = FIRST_SPIN
     for _ in range(CALIBRATIONS):
-        image, raw = await asyncio.to_thread(assemble, folder, name, mib, spin)
+        image, raw = await asyncio.to_thread(assemble, folder, name, "dirtying", PAGES=mib * 256, SPIN=spin)
         guest = Guest(name, DIRTY_FROM_MIB + mib, image, WORK, raw.read_bytes()[: memory.NEEDLE_BYTES].hex())
         rate = await _speed(folder, guest, raw, accelerator)
         if abs(rate / bytes_per_s - 1) <= CALIBRATED or spin == 1:

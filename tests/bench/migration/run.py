@@ -286,7 +286,7 @@ async def lab_of(kinds: set[str]) -> AsyncIterator[tuple[Lab, dict[str, Guest]]]
     work = BUILD / "work"
     for folder in (work, RAW):
         folder.mkdir(parents=True, exist_ok=True)
-    found = {"idle": guests.idle(images.bootsector, images.bootsector_raw), "linux": guests.linux(images.linux)}
+    found = {"idle": guests.idle(work), "linux": guests.linux(images.linux)}
     accelerator = "kvm" if domain_type(images.linux) == "kvm" else "tcg"
     for name, (mib, mb_s) in DIRTYING.items():
         if name in kinds:
