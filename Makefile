@@ -49,7 +49,7 @@ sweep: setup lab-free ## as root: kill, freeze and cut everybody at the riskiest
 simulate: setup ## whole clusters under random faults in virtual time; SEEDS=500 (the first 500), 17,4711 or 100-200; ARGS=--story tells what happened
 	$(PY) -m tests.simulate $(or $(SEEDS),200) $(ARGS)
 
-bench-migration: setup lab-free ## as root: live migration beside plain virsh migrate in one run, to build/bench/; 12 minutes; ARGS="--only idle": one case
+bench-migration: setup lab-free ## as root: live migration beside plain virsh migrate in one run, to build/bench/; 25 minutes; ARGS="--only idle": one case
 	status=0; PYTHONPATH=.:client/python:deploy/lab:deploy/demo $(PY) -m tests.bench.migration.run $(ARGS) || status=$$?; deploy/lab_free.sh; exit $$status
 
 lab-free: setup ## take down whatever lab is up on this machine
