@@ -107,9 +107,12 @@ class MigrationChecks:
         )
 
     async def _identity(self, spec: DomainSpec, disk: DiskSpec) -> str:
-        """ "": there is none. Nor is one that was made for a copy which is on its way: it is nobody's disk yet."""
+        """ "": there is none. Nor is one that was made for a copy which is on its way: it is nobody's disk yet. (A VM that is here has arrived, or
+        was started here after its copy was lost: what its handoff says then is of before.)"""
+        definition = self._state.definitions.get(spec.vm_uid)
+        arriving = definition is not None and definition.incoming
         coming = (h for h in self._state.incoming.values() if h.vm_uid == spec.vm_uid and h.stage is Stage.PREPARED)
-        if any(volume.volume_uid == disk.volume_uid for handoff in coming for volume in handoff.copied):
+        if arriving and any(volume.volume_uid == disk.volume_uid for handoff in coming for volume in handoff.copied):
             return ""
         try:
             return await self._volumes.identity(disk.pool_id, disk.volume_uid, disk.format)

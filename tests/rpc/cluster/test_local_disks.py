@@ -11,6 +11,7 @@ from client import CALL_S, Client
 from devcluster.cluster import DevCluster, DevOptions
 from hostler.api.cluster.v1 import nodes_pb2, operations_pb2, vms_pb2, volumes_pb2
 from hostler.api.type.v1 import operation_pb2, vm_pb2, volume_pb2
+from nodeagent.adapters.sim_hypervisor import SimHypervisor
 from nodeagent.adapters.sim_migration import MigrationFault
 from scheduler.engine import liveness, owed_removals
 from tests.rpc.brisk import BRISK
@@ -201,6 +202,27 @@ async def test_a_destination_that_loses_its_power_after_the_commit_has_the_disk(
     if (await client.vm("db")).state != vm_pb2.VM.RUNNING:
         started = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name="vms/db"), timeout=CALL_S))
         assert started.state == SUCCEEDED, started.error.message
+
+
+async def test_a_vm_whose_arrival_was_lost_after_the_commit_can_move_on(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM that is tied to its node for ever: its disk there was taken for one that is still on its way, because its arrival never ended."""
+    resume = SimHypervisor.resume
+
+    async def dies(self: SimHypervisor, vm_uid: str) -> None:
+        monkeypatch.setattr(SimHypervisor, "resume", resume)
+        cluster.world.hosts["n2"].crash_domain(vm_uid)
+        await resume(self, vm_uid)
+
+    await made(client)
+    monkeypatch.setattr(SimHypervisor, "resume", dies)
+    assert (await client.wait(await client.migrate("db", "n2"))).state == FAILED
+    started = await client.wait(await client.vms.StartVM(vms_pb2.StartVMRequest(name="vms/db"), timeout=CALL_S))
+    assert (started.state, (await client.vm("db")).node) == (SUCCEEDED, "nodes/n2"), started.error.message
+    await only_on(cluster, "n2")
+    await moved(client, "n1")
+    await only_on(cluster, "n1")
 
 
 @pytest.mark.slow
