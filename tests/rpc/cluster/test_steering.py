@@ -15,6 +15,8 @@ from nodeagent.adapters.sim_world import GuestBehaviour
 from nodeagent.core import precopy
 
 Connect = Callable[[str], Client]
+LOOKED_AT_MIB = 2048
+"""A copy of this takes the simulated link two seconds: the agent, which looks twice a second, sees it on its way."""
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
 
 
@@ -37,7 +39,7 @@ async def refused(client: Client, name: str, **limits: int) -> Reason:
 
 async def test_a_crawling_copy_is_let_go(client: Client, cluster: DevCluster) -> None:
     """A limit that was set too low would leave nothing but to cancel and begin again."""
-    await client.made("web-1")
+    await client.made("web-1", memory_mib=LOOKED_AT_MIB)
     operation = await migrate(client, "web-1", 1)
     await client.until_phase(operation, "COPYING")
     changed = await tune(client, operation.name, bandwidth_mib_s=0, max_downtime_ms=700)

@@ -357,8 +357,9 @@ def migration(operation: "Operation") -> str:
         ("total", f"{facts.total_ms / 1000:.2f} s"),
         ("bytes", f"{size(facts.bytes_transferred)} ({facts.bytes_transferred})"),
         ("downtime", f"{facts.downtime_ms} ms, {'above' if facts.downtime_exceeded else 'within'} the {facts.max_downtime_ms} ms allowed"),
-        ("passes", f"{facts.iterations} over memory, guest slowed by {facts.throttle_percent} %"),
     ]
+    if facts.iterations:  # else it was over before anybody looked
+        rows.append(("passes", f"{facts.iterations} over memory, guest slowed by {facts.throttle_percent} %"))
     return "\n".join(line(row, (8, 0)) for row in rows)
 
 
