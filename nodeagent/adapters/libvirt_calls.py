@@ -25,6 +25,7 @@ class Calls:
         self._limit = limit
         self._unavailable = unavailable
         self._running: dict[str, Future[Any]] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
         self._guard = threading.Lock()
 
     @property
@@ -36,19 +37,29 @@ class Calls:
         """Whether a call runs in `lane`, abandoned ones included."""
         return lane in self._running
 
-    async def run(self, lane: str, deadline_s: float | None, work: Callable[[], T]) -> T:
-        """`work()` in a thread of its own, after what runs in `lane`. `deadline_s` counts from now, waiting for the lane included; None: none.
+    def give_up(self, why: str) -> None:
+        """Tell everybody who waits in the running loop that there is no answer, as at their deadlines."""
+        for waiting in [one for one in self._waiting if not one.done()]:
+            waiting.set_exception(self._unavailable(why))
 
-        Raises what `work` raises; HypervisorUnavailable at the deadline, or at once when `limit` calls are running. Cancelling the caller
-        leaves the thread to its end.
+    async def run(self, lane: str, deadline_s: float | None, work: Callable[[], T], late: Callable[[T], None] | None = None) -> T:
+        """`work()` in a thread of its own, after what runs in `lane`. `deadline_s` counts from now, waiting for the lane included; None: none.
+        `late` puts away, in a thread too, what `work` returned when nobody waited any more.
+
+        Raises what `work` raises; HypervisorUnavailable at the deadline or by `give_up`, or at once when `limit` calls are running. Cancelling
+        the caller leaves the thread to its end.
         """
         timeout = asyncio.timeout(deadline_s)
         try:
             async with timeout:
                 while (before := self._running.get(lane)) is not None:
-                    await _ended(before)
+                    await self._ended(before)
                 call = self._start(lane, work)
-                await _ended(call)
+                try:
+                    await self._ended(call)
+                except BaseException:
+                    call.add_done_callback(lambda done: _put_away(done, late))
+                    raise
                 return call.result()
         except TimeoutError as err:
             if timeout.expired():
@@ -63,6 +74,24 @@ class Calls:
             self._running[lane] = call
         threading.Thread(target=self._work, args=(lane, call, work), name=f"libvirt {lane}", daemon=True).start()
         return call
+
+    async def _ended(self, call: Future[Any]) -> None:
+        """Wait until the call's thread is through, whichever loop started it."""
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+
+        def wake(_call: Future[Any]) -> None:
+            try:
+                loop.call_soon_threadsafe(_settle, woken)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits any more
+
+        call.add_done_callback(wake)
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            self._waiting.discard(woken)
 
     def _work(self, lane: str, call: Future[T], work: Callable[[], T]) -> None:
         try:
@@ -79,19 +108,9 @@ class Calls:
             del self._running[lane]
 
 
-async def _ended(call: Future[Any]) -> None:
-    """Wait until the call's thread is through, whichever loop started it."""
-    loop = asyncio.get_running_loop()
-    woken = loop.create_future()
-
-    def wake(_call: Future[Any]) -> None:
-        try:
-            loop.call_soon_threadsafe(_settle, woken)
-        except RuntimeError:
-            return  # the loop is closed: nobody waits any more
-
-    call.add_done_callback(wake)
-    await woken
+def _put_away(done: Future[T], late: Callable[[T], None] | None) -> None:
+    if late is not None and done.exception() is None:
+        threading.Thread(target=late, args=(done.result(),), name="libvirt, late", daemon=True).start()
 
 
 def _settle(woken: asyncio.Future[None]) -> None:

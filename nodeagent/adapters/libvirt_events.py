@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 QUEUE_EVENTS = 1024
 """A reader's backlog; at 48 bytes an event nobody notices, and a reader that is this late had better look again."""
+KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 1, 2
+"""A hung libvirtd is found within 3 s."""
 TICK_MS = 1000
 """libvirt's poll must have something to wait for before the first connection exists."""
 
@@ -183,7 +185,10 @@ class EventHub:
 
 
 class EventFeed:
-    """Listens on one open connection until `close` or until the connection dies, when `lost` is called (in libvirt's thread)."""
+    """Listens on one open connection until `close` or until the connection dies, when `lost` is called (in libvirt's thread).
+
+    libvirtd is pinged here and nowhere else, and only while nothing is called on the connection (see `libvirt_connections`).
+    """
 
     def __init__(self, connection: libvirt.virConnect, hub: EventHub, arriving: Iterable[str], lost: Callable[[], None]) -> None:
         """`arriving`: uids of the domains that are destinations of migrations now."""
@@ -196,16 +201,23 @@ class EventFeed:
             connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None),
         ]
         connection.registerCloseCallback(self._on_close, None)
+        self._keep_alive(KEEPALIVE_INTERVAL_S)
 
     def close(self) -> None:
         """Deregister, then close: the other order leaks the connection. Blocks."""
         try:
+            self._keep_alive(0)
             self._connection.unregisterCloseCallback()
             for callback in self._callbacks:
                 self._connection.domainEventDeregisterAny(callback)
         except libvirt.libvirtError as err:
             log.info("libvirt's connection was dead when it was closed", code=err.get_error_code())
         self._connection.close()
+
+    def _keep_alive(self, interval_s: int) -> None:
+        """0: no more."""
+        if not self._connection.getURI().startswith("test:"):  # in process, where there is nothing to keep alive
+            self._connection.setKeepAlive(interval_s, KEEPALIVE_COUNT)
 
     def _on_lifecycle(self, _connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
         name, uuid = domain.name(), domain.UUIDString()

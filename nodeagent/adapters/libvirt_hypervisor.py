@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 CALL_DEADLINE_S = 5.0
-"""Above the 3 s in which keepalive finds a hung libvirtd, so that the cause is named rather than the deadline."""
+"""Above the 3 s in which a hung libvirtd is found on the connection for events, so that the cause is named rather than the deadline."""
 CREATE_DEADLINE_S = 30.0
 CREATE_DEADLINE_S_PER_GIB = 1.0
 """Preallocated memory is zeroed before the start returns, several GiB a second."""
@@ -66,8 +66,7 @@ SHAPES_AT_ONCE = 4
 """So that a few domains that libvirt holds leave room for the others, and the looks leave libvirtd's workers to the acts."""
 CALLS_MAX = 64
 LONG_CALLS_MAX = 4
-"""Migrations at once; libvirtd works on 5 requests of one connection."""
-CONNECTIONS_MAX = 8
+"""Migrations at once."""
 RECONNECT_FIRST_S, RECONNECT_LIMIT_S = 0.2, 5.0
 
 _RECORDED_POWERS = {"running": Power.RUNNING, "paused": Power.PAUSED, "shutdown": Power.SHUTTING_DOWN, "crashed": Power.CRASHED}
@@ -100,8 +99,7 @@ class LibvirtHypervisor:
         self._locks = ImageLocks()
         self._calls = Calls(CALLS_MAX)
         self._long_calls = Calls(LONG_CALLS_MAX)
-        self._pool = ConnectionPool(settings.uri, CONNECTIONS_MAX)
-        self._long_pool = ConnectionPool(settings.uri, 1)
+        self._pool = ConnectionPool(settings.uri)
         self._hub = EventHub(lambda: wall_ms(clock), settings.queue_events)
         self._acceleration = acceleration
         self._measuring = asyncio.Lock()
@@ -127,7 +125,6 @@ class LibvirtHypervisor:
     def close(self) -> None:
         """Close the connections; calls that hang keep theirs until they return."""
         self._pool.close()
-        self._long_pool.close()
 
     async def _keep(self, feed: EventFeed | None, lost: asyncio.Event) -> None:
         try:
@@ -137,6 +134,8 @@ class LibvirtHypervisor:
                     self._hub.publish(EventKind.CONNECTION_BACK)
                 await lost.wait()
                 self._hub.publish(EventKind.CONNECTION_LOST)
+                for calls in (self._calls, self._long_calls):
+                    calls.give_up("libvirt does not answer")
                 await self._close_feed(feed)
                 feed = None
                 lost.clear()
@@ -175,9 +174,13 @@ class LibvirtHypervisor:
 
         def listen() -> EventFeed:
             connection = open_connection(self._settings.uri)
-            return EventFeed(connection, self._hub, self._arriving(connection), tell)
+            try:
+                return EventFeed(connection, self._hub, self._arriving(connection), tell)
+            except libvirt.libvirtError as err:
+                connection.close()
+                raise HypervisorUnavailable("libvirt was lost again") from err
 
-        return await self._calls.run("listen", CALL_DEADLINE_S, listen)
+        return await self._calls.run("listen", CALL_DEADLINE_S, listen, late=EventFeed.close)
 
     def _arriving(self, connection: libvirt.virConnect) -> list[str]:
         names = [domain.name() for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED)]
@@ -389,7 +392,7 @@ class LibvirtHypervisor:
             raise HypervisorRefused("The VM is being migrated already.")
         if self._long_calls.running >= LONG_CALLS_MAX:
             raise HypervisorRefused(f"The host has {LONG_CALLS_MAX} outgoing migrations already.")
-        await self._long_calls.run(lane, None, lambda: self._long_pool.call(lane, migrate))
+        await self._long_calls.run(lane, None, lambda: self._pool.call(lane, migrate))
 
     async def abort_migration(self, vm_uid: str) -> None:
         def abort(connection: libvirt.virConnect) -> None:

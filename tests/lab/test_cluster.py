@@ -225,9 +225,9 @@ async def test_the_sources_libvirtd_is_killed_in_the_copy(client: Client, stage:
 
 
 async def test_a_hung_libvirtd_never_hangs_its_agent(client: Client, stage: real.Real, cluster: LabCluster) -> None:
-    """An agent that stops answering because its hypervisor does."""
+    """An agent that stops answering because its hypervisor does, or that ends because it is back."""
     await client.until_ready(3)
-    host = cluster.lab.hosts["n2"]
+    host, agent = cluster.lab.hosts["n2"], cluster.supervisor.pid("n2")
     channel = channels.to_node(stage.material, "n2", f"{host.address}:7500")
     stub = host_pb2_grpc.HostServiceStub(channel)
     with faults.frozen(host.daemon_process("libvirtd")):
@@ -240,6 +240,7 @@ async def test_a_hung_libvirtd_never_hangs_its_agent(client: Client, stage: real
             pass
     await channel.close()
     await client.until_ready(3)
+    assert cluster.supervisor.pid("n2") == agent
 
 
 async def test_what_was_acknowledged_outlives_kill_9(client: Client, stage: real.Real, cluster: LabCluster) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -115,3 +116,31 @@ def test_a_call_left_by_one_loop_is_waited_for_by_the_next(stuck: threading.Even
 
     asyncio.run(first())
     assert asyncio.run(second()) == 5
+
+
+async def test_who_waits_is_told_at_once_when_there_is_no_answer_to_be_had(stuck: threading.Event) -> None:
+    """A migration that has no deadline, and waits for ever for a libvirtd that is known to hang."""
+    calls = Calls(4)
+    async with asyncio.timeout(LONG_S), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(_refused(calls, lane, stuck), name=lane) for lane in ("vm", "vm", "other")]
+        while calls.running < 2:  # noqa: ASYNC110 a thread has no event
+            await asyncio.sleep(0)
+        calls.give_up("it hangs")
+    assert [task.result() for task in waiting] == ["it hangs"] * 3
+    assert calls.lane_taken("vm")
+
+
+async def _refused(calls: Calls, lane: str, stuck: threading.Event) -> str:
+    with pytest.raises(HypervisorUnavailable) as refused:
+        await calls.run(lane, None, stuck.wait)
+    return refused.value.detail
+
+
+async def test_what_comes_when_nobody_waits_any_more_is_put_away(stuck: threading.Event) -> None:
+    """A connection that is opened after its caller has given up: it would tell every event a second time, for ever."""
+    calls, put_away = Calls(4), Future[str]()
+    with pytest.raises(HypervisorUnavailable):
+        await calls.run("listen", SHORT_S, lambda: (stuck.wait(), "a connection")[1], late=put_away.set_result)
+    stuck.set()
+    assert await asyncio.wait_for(asyncio.wrap_future(put_away), LONG_S) == "a connection"
+    assert await calls.run("listen", LONG_S, lambda: "another", late=lambda _: pytest.fail("somebody waits for it")) == "another"
