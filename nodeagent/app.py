@@ -171,7 +171,7 @@ async def run(node: Node, parts: Parts, shutdown: Shutdown, ready: Callable[[int
             await server.set_serving(True)
             if scheduler is not None:
                 laying_down = LayingDown(node.node_id, parts.hypervisor, authority, state, incoming)
-                link = Link(endpoint, scheduler, inventory, parts.facts, observer, laying_down.laid_down, state.registered, clock)
+                link = Link(endpoint, scheduler, inventory, parts.facts, observer, laying_down, state.registered, clock)
                 loops.append(start(group, "link", link.run, clock=clock))
             log.info("serving", node=node.node_id, port=port, mode="cluster" if scheduler else "standalone")
             if node.notifier is not None:

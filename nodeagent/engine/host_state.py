@@ -18,8 +18,10 @@ from nodeagent.ports import StateFiles
 
 T = TypeVar("T")
 
-VMS, INCOMING, OUTGOING, GONE = "vms", "incoming", "outgoing", "gone"
+VMS, INCOMING, OUTGOING, GONE, FENCED = "vms", "incoming", "outgoing", "gone", "fenced"
 """Kinds of state files."""
+LAYING_DOWN = "laying-down"
+"""The one file of its kind, empty: it says all by being there."""
 ENDED_STAGES = frozenset({Stage.FINISHED, Stage.ABORTED})
 GONE_KEPT = 1024
 """Ranks of VMs that are gone from here. What comes later than a thousand removals after its VM's own is not a late message any more."""
@@ -42,8 +44,7 @@ class HostState:
         """False in a cluster until this process has registered: it may have been fenced while no agent ran here, and then knows it only from that."""
         self.incarnation = ""
         """What the cluster calls this host since its last boot or fence; "": it has not said so yet, or there is no cluster."""
-        self.laying_down = False
-        """The cluster has said that this host was fenced, and has not heard since that nothing runs here: no VM is taken in or started."""
+        self._laying_down = LAYING_DOWN in files.load(FENCED)
         self.more_charges: Callable[[], Iterable[Quantities]] = tuple
         """What is promised and no definition carries: a standalone host's volumes, and VMs that it has accepted and not defined yet."""
 
@@ -60,6 +61,19 @@ class HostState:
     def registered(self, incarnation: str) -> None:
         """The cluster has heard of this process, and says who it is."""
         self.heard, self.incarnation = True, incarnation
+
+    @property
+    def laying_down(self) -> bool:
+        """The cluster has said that this host was fenced, and what that asks of it is not done yet: no VM is taken in or started."""
+        return self._laying_down
+
+    async def begin_laying_down(self) -> None:
+        self._laying_down = True
+        await self._files.save(FENCED, LAYING_DOWN, b"")
+
+    async def end_laying_down(self) -> None:
+        await self._files.remove(FENCED, LAYING_DOWN)
+        self._laying_down = False
 
     @property
     def definitions(self) -> Mapping[str, Definition]:

@@ -4,11 +4,9 @@ A person has said that this host is off, and the cluster has gone on without it:
 before it is ended; the owner record is read only for the definition that is left. Volumes are never touched here.
 
 A command that came before the word of the fence may be in the middle of a start, and the record may let it: so everything is ended once
-more under each VM's lock, and nothing new is taken in until the cluster has heard that this host is laid down.
+more under each VM's lock, and nothing new is taken in until the cluster has heard that this host is laid down and the host has looked again
+what is not its own. That it is at this is on its disk: a process that ends in between leaves the rest to the next one.
 """
-
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import structlog
 
@@ -20,7 +18,8 @@ log = structlog.get_logger()
 
 
 class LayingDown:
-    """`laid_down` may be repeated; its body runs while no domain of ours is left. Raises HypervisorUnavailable, AuthorityUnavailable: try again."""
+    """First `lay_down`, then the cluster hears of it, then `look_again`. Each may be repeated; raises HypervisorUnavailable, AuthorityUnavailable:
+    try again."""
 
     def __init__(
         self, node_id: str, hypervisor: Hypervisor, authority: OwnerAuthority, state: HostState, incoming: IncomingHandoffs
@@ -31,19 +30,9 @@ class LayingDown:
         self._state = state
         self._incoming = incoming
 
-    @asynccontextmanager
-    async def laid_down(self) -> AsyncIterator[None]:
-        self._state.laying_down = True
-        try:
-            await self._lay_down()
-            yield
-            for vm_uid in list(self._state.definitions):
-                async with self._state.vm_lock(vm_uid):
-                    await self._forget_anothers(vm_uid)
-        finally:
-            self._state.laying_down = False
-
-    async def _lay_down(self) -> None:
+    async def lay_down(self) -> None:
+        """After it no domain of ours is left, and none comes."""
+        await self._state.begin_laying_down()
         for domain in await self._hypervisor.domains():
             if domain.tag is not None:
                 log.warning("fenced: guest ended", vm_uid=domain.tag.vm_uid, epoch=domain.tag.epoch)
@@ -52,6 +41,15 @@ class LayingDown:
         for vm_uid in list(self._state.definitions):
             async with self._state.vm_lock(vm_uid):
                 await self._let_go(vm_uid)
+
+    async def look_again(self) -> None:
+        """Once the cluster has heard of it, and starts its VMs elsewhere no more: forget those that were. Nothing to do if it was not laid down."""
+        if not self._state.laying_down:
+            return
+        for vm_uid in list(self._state.definitions):
+            async with self._state.vm_lock(vm_uid):
+                await self._forget_anothers(vm_uid)
+        await self._state.end_laying_down()
 
     async def _let_go(self, vm_uid: str) -> None:
         """End its handoffs and what has come to be here since; keep its definition only if it is this host's VM still."""
@@ -63,7 +61,6 @@ class LayingDown:
         await self._forget_anothers(vm_uid)
 
     async def _forget_anothers(self, vm_uid: str) -> None:
-        """Up to the registration its VMs may still be started elsewhere, so this is looked at again after it."""
         read = await self._authority.owner(vm_uid)
         if read is None or read.owner.node_id != self._node_id:
             await self._state.drop_definition(vm_uid)

@@ -6,7 +6,6 @@ does: every guest is ended first.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import structlog
@@ -14,6 +13,7 @@ import structlog
 from hostler.model.node import NodeReport
 from hostler.server.clock import Clock
 from nodeagent.engine.inventory import Inventory
+from nodeagent.engine.laying_down import LayingDown
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import AuthorityUnavailable, HostFacts, HypervisorUnavailable, SchedulerLink
 
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class Link:
-    """The loop; `incarnation` is what the cluster calls this boot of this host, empty before the first registration."""
+    """The loop."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Link:
         inventory: Inventory,
         facts: HostFacts,
         observer: Observer,
-        laid_down: Callable[[], AbstractAsyncContextManager[None]],
+        laying_down: LayingDown,
         on_registered: Callable[[str], None],
         clock: Clock,
     ) -> None:
@@ -48,11 +48,9 @@ class Link:
         self._inventory = inventory
         self._facts = facts
         self._observer = observer
-        self._laid_down = laid_down
+        self._laying_down = laying_down
         self._on_registered = on_registered
         self._clock = clock
-        self.incarnation = ""
-        self.registered = asyncio.Event()
 
     async def run(self) -> None:
         while True:
@@ -69,14 +67,12 @@ class Link:
         registration = await self._link.register(boot_id, self._endpoint, sent)
         if registration.fenced:
             log.warning("this host was fenced: its guests are ended before it is heard again")
-            async with self._laid_down():
-                sent = await self._inventory.collect()
-                registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
-                self._on_registered(registration.incarnation)  # before anything is taken in again
-        self.incarnation = registration.incarnation
-        self._on_registered(self.incarnation)
-        self.registered.set()
-        log.info("registered", incarnation=self.incarnation)
+            await self._laying_down.lay_down()
+            sent = await self._inventory.collect()
+            registration = await self._link.register(boot_id, self._endpoint, sent, laid_down=True)
+        self._on_registered(registration.incarnation)
+        await self._laying_down.look_again()
+        log.info("registered", incarnation=registration.incarnation)
         counter, sent_s = 0, self._clock.monotonic_s()
         while True:
             counter += 1
@@ -85,7 +81,7 @@ class Link:
             now_s = self._clock.monotonic_s()
             changed = report if _lasting(report) != _lasting(sent) or now_s - sent_s >= REPEAT_S else None
             sent_s = now_s if changed is not None else sent_s
-            if not await self._link.beat(self.incarnation, counter, changed):
+            if not await self._link.beat(registration.incarnation, counter, changed):
                 return
             sent = report
             await self._pause(registration.heartbeat_interval_s)

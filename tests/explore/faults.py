@@ -10,7 +10,7 @@ from tests.explore.changes import IDLE, Move, asks_again, cuts, ended, given_up,
 from tests.explore.destinations import DestinationMoves, unasked
 from tests.explore.hosts import HostMoves
 from tests.explore.sources import SourceMoves
-from tests.explore.world import MIGRATIONS, NODES, SCHEDULERS, Ask, At, Has, Host, Link, Memory, Message, World, Zombie
+from tests.explore.world import MIGRATIONS, NODES, SCHEDULERS, Ask, At, Has, Host, Link, Memory, Message, Step, World, Zombie
 
 TRANSACTIONS = (Ask.COMMIT_WRITE, Ask.STEP_WRITE)
 
@@ -80,7 +80,8 @@ def agent_lost(world: World, node: int) -> World:
     host = world.hosts[node]
     for op in MIGRATIONS:
         world = unasked(world, node, op)
-    gone = replace(host, up=False, memory=Memory(), task=None, starting=None, laying=None, listening=frozenset())
+    laying = None if host.laying is None else Step.AGAIN
+    gone = replace(host, up=False, memory=Memory(), task=None, starting=None, laying=laying, listening=frozenset())
     after = placed(world, node, gone)
     for held in (host.task, host.starting):
         if held is not None:

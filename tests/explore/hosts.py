@@ -286,7 +286,9 @@ class HostMoves:
         name, laying = NODES[node], host.laying
         if not world.heard(node) and laying is not Step.KILL:
             return
-        if laying is Step.FORGET:
+        if laying is Step.AGAIN:
+            yield self._goes_on_laying_down(world, node, host)
+        elif laying is Step.FORGET:
             over = replace(host, laying=None)
             if world.store.owner.node_id != name and self._rules.laying_forgets_last:
                 over = dropped(over)
@@ -312,6 +314,16 @@ class HostMoves:
             written = self._write(world.store, ("registers, laid down", FENCES[0], name))
             asked = _unasked(world, node)
             yield Move(f"{name} is heard again, cordoned", _registered(asked, node, replace(host, laying=Step.FORGET), written))
+            if world.budget.messages and written is not None:
+                unanswered = replace(placed(asked, node, replace(host, laying=Step.AGAIN)), store=written)
+                yield Move(f"{name} is heard again, cordoned; the answer is lost", spent(unanswered, "messages"), fault=True)
+
+    def _goes_on_laying_down(self, world: World, node: int, host: Host) -> Move:
+        if world.store.fenced(node):
+            return Move(f"{NODES[node]}'s agent hears again that its host was fenced", placed(world, node, replace(host, laying=Step.KILL)))
+        after = self._write(world.store, ("registers", FENCES[0], NODES[node])) if host.unheard else None
+        host = replace(host, laying=Step.FORGET if self._rules.laying_kept else None)
+        return Move(f"{NODES[node]}'s agent registers, as one that was laid down", _registered(world, node, host, after))
 
     def _tells_off(self, world: World, node: int, host: Host) -> Iterator[Move]:
         """A report that a VM is off makes a replica ask; the answer counts if the record is still the one from before the question."""
@@ -377,6 +389,6 @@ def _without_power(world: World, node: int) -> World:
             world = cuts(world, op)
     kept = Host(
         False, Memory(), host.epoch, host.incoming, host.order, host.ran, host.gone, host.handoffs, host.arrivals, off=True,
-        incarnation=host.incarnation,
+        laying=None if host.laying is None else Step.AGAIN, incarnation=host.incarnation,
     )  # fmt: skip
     return replace(_unasked(placed(world, node, kept), node), died=world.died or ran)

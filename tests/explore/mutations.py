@@ -239,6 +239,12 @@ MUTATIONS: Mapping[str, Configuration] = {
         "limbo",
         "what is started elsewhere just before its host is heard stays charged there",
     ),
+    "fence-laying-down-forgotten": Configuration(
+        Rules(laying_kept=False),
+        Budget(power=1, fences=1, agents=1, starts=1, moves=(), off=True),
+        "limbo",
+        "an agent that is killed before it has looked again does not know that it has to",
+    ),
     "fence-carried-on": Configuration(
         Rules(locks_bar=True, stop_vms=_stop_whatever_is_there),
         Budget(agents=1, wrong_fences=1, starts=1),

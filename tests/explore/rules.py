@@ -161,6 +161,8 @@ class Rules:
     """While it does so it takes no VM in and starts none."""
     laying_forgets_last: bool = True
     """Once it is heard, and its VMs can be started elsewhere no more, it looks again what is not its own."""
+    laying_kept: bool = True
+    """And that it has to look again is on its disk."""
     laying_ends_all: bool = True
     """It ends what is there once more under the VM's lock, after whatever start was in the agent's hands."""
 

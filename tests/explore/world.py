@@ -392,6 +392,8 @@ class Step(StrEnum):
     LET_GO = "LET_GO"
     REGISTER = "REGISTER"
     FORGET = "FORGET"
+    AGAIN = "AGAIN"
+    """It was at one of the last four, says its disk: where it goes on depends on what it hears when it registers."""
 
 
 class Starting(Value, frozen=True):
@@ -413,7 +415,7 @@ class Zombie(Value, frozen=True):
 
 class Host(Value, frozen=True):
     """One host. `up`: its agent's process is there. On the agent's disk: `epoch` of its definition (0: it has none), `incoming` (the migration whose
-    copy that definition awaits, -1: none), `handoffs`, `arrivals`. Lost with the process: `memory`, `task`, `starting`, `laying`, `listening`."""
+    copy that definition awaits, -1: none), `handoffs`, `arrivals`. Lost with the process: `memory`, `task`, `starting`, `listening`."""
 
     up: bool = True
     memory: Memory = Memory()
@@ -435,7 +437,7 @@ class Host(Value, frozen=True):
     task: Task | None = None
     starting: Starting | None = None
     laying: Step | None = None
-    """The agent is laying down what it has."""
+    """The agent is laying down what it has. That it is at it, not how far, is on its disk."""
     off: bool = False
     """Without power."""
     unheard: bool = False

@@ -249,6 +249,49 @@ async def test_a_vm_that_is_started_elsewhere_just_before_its_node_is_heard_is_f
             await asyncio.sleep(LOOK_S)
 
 
+@pytest.mark.parametrize("end", ["the answer is lost", "the agent is killed"])
+async def test_what_was_started_elsewhere_is_forgotten_though_the_registration_is_interrupted(
+    end: str, client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is charged for ever for a VM of another: its agent is heard, and does not come to look again whose its VMs are."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = await power_off(client, cluster, home)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    laid, may_register, heard, register = asyncio.Event(), asyncio.Event(), asyncio.Event(), GrpcScheduler.register
+    stays = asyncio.Event()
+
+    async def interrupted(self: GrpcScheduler, boot_id: str, endpoint: str, report: NodeReport, *, laid_down: bool = False) -> Registration:
+        if not laid_down:
+            return await register(self, boot_id, endpoint, report)
+        laid.set()
+        await may_register.wait()
+        await register(self, boot_id, endpoint, report, laid_down=laid_down)
+        heard.set()
+        if end == "the agent is killed":
+            await stays.wait()
+        raise AuthorityUnavailable("the answer is lost")
+
+    monkeypatch.setattr(GrpcScheduler, "register", interrupted)
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    await asyncio.wait_for(laid.wait(), TIMEOUT_S)
+    assert (await start(client, "web-1")).state == SUCCEEDED
+    may_register.set()
+    await asyncio.wait_for(heard.wait(), TIMEOUT_S)
+    assert list((cluster.directory / "state" / home / "vms").glob("*")), "it was forgotten too early for this case to show anything"
+    if end == "the agent is killed":
+        await cluster.agents[home].kill()
+        await cluster.start_agent(home, port)
+    async with asyncio.timeout(TIMEOUT_S):
+        while list((cluster.directory / "state" / home / "vms").glob("*")):  # noqa: ASYNC110 a file has no event
+            await asyncio.sleep(LOOK_S)
+    await client.nodes.UncordonNode(nodes_pb2.UncordonNodeRequest(name=f"nodes/{home}"), timeout=CALL_S)
+    await until(client, home, health=node_pb2.Node.READY)
+    done = await client.wait(await client.migrate("web-1", to=home))
+    assert done.state == SUCCEEDED, done.error.message
+
+
 async def test_an_agent_that_no_scheduler_has_heard_yet_takes_nothing_in(
     client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,13 @@
 """What a host tells the cluster and how often: its report when it changed, and again now and then."""
 
 import asyncio
-from contextlib import nullcontext
 from typing import cast
 
 from hostler.model.node import NodeReport
 from hostler.server.manual_clock import ManualClock
 from nodeagent.core.observed import HostTotals
 from nodeagent.engine.inventory import Inventory
+from nodeagent.engine.laying_down import LayingDown
 from nodeagent.engine.link import REPEAT_S, Link
 from nodeagent.engine.observer import Observer
 from nodeagent.ports import Registration
@@ -24,6 +24,13 @@ class Unchanging:
 
     async def totals(self) -> HostTotals:
         return HostTotals("boot", 1, {}, ())
+
+
+class NeverFenced:
+    """A host that has nothing to lay down."""
+
+    async def look_again(self) -> None:
+        return None
 
 
 class Beats:
@@ -52,7 +59,7 @@ async def test_an_unchanged_report_is_repeated_now_and_then() -> None:
     clock, beats, same = ManualClock(), Beats(), Unchanging()
     observer = Observer(cast("object", None))  # type: ignore[arg-type]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        link = Link("n1:1", beats, cast("Inventory", same), same, observer, nullcontext, lambda _: None, clock)
+        link = Link("n1:1", beats, cast("Inventory", same), same, observer, cast("LayingDown", NeverFenced()), lambda _: None, clock)
         running = group.create_task(link.run(), name="link")
         await beats.beaten(5)
         assert set(beats.beats) == {None}
