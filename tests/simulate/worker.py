@@ -3,18 +3,19 @@
 import gc
 import logging
 import sys
+from pathlib import Path
 
 import structlog
 
 from tests.simulate.mutations import MUTATIONS
-from tests.simulate.results import BUT
+from tests.simulate.results import modules_never_run
 from tests.simulate.seed import OPERATIONS, Run, run_seed
 
 
 def prepare(story: bool) -> None:
     """The daemons' logs go into the story, or nowhere; what is loaded stays, and is not looked at by a collection."""
     gc.freeze()
-    sys.modules.update(dict.fromkeys(BUT, None))  # type: ignore[arg-type]  # None: whoever imports it gets an ImportError
+    sys.modules.update(dict.fromkeys(modules_never_run(Path.cwd()), None))  # type: ignore[arg-type]  # None: whoever imports it gets an ImportError
     if not story:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
 
