@@ -48,6 +48,12 @@ def disk_targets(xml: str) -> dict[str, str]:
     return {disk.volume_uid: disk.target for disk in disks if disk.volume_uid}
 
 
+def disk_sources(xml: str) -> list[str]:
+    """Of a domain's XML: where the disks that Hostler gave it are, a path each. Raises ValueError."""
+    disks = (_disk(disk) for disk in parse_document(xml).iterfind("devices/disk"))
+    return [disk.source for disk in disks if disk.volume_uid]
+
+
 def _memory_mib(domain: etree._Element) -> int:
     """What the guest has now, less than its maximum while a balloon holds some of it."""
     element = domain.find("currentMemory")

@@ -23,7 +23,13 @@ OUTSIDE = (
     "tls_*",
 )
 """The agent's adapters to a real host,"""
-BUT = ("client/python/hostler/cli/*.py", *(f"nodeagent/adapters/{name}.py" for name in OUTSIDE))
+OF_OUTSIDE = ("domain_shape", "memory_cells", "qcow2_header")
+"""and what only these reckon with,"""
+BUT = (
+    "client/python/hostler/cli/*.py",
+    *(f"nodeagent/adapters/{name}.py" for name in OUTSIDE),
+    *(f"nodeagent/core/{name}.py" for name in OF_OUTSIDE),
+)
 """but for these files, which no seed can import (`worker.prepare`)."""
 
 
