@@ -11,7 +11,9 @@ from hostler.errors import FailedPrecondition
 from hostler.model.owner import OwnerState
 from scheduler.core.claims import Adding, DoesNotFit, Dropping, LedgerRead, add_claim, claim_transaction
 from scheduler.core.moving import moved_request
+from scheduler.core.placement.cluster import ClusterView
 from scheduler.core.placement.explain import no_capacity
+from scheduler.core.placement.fleet import Fleet
 from scheduler.core.placement.place import NoFit, Placement, place, seed_of
 from scheduler.core.placement.policy import Policy
 from scheduler.core.records import (
@@ -29,7 +31,6 @@ from scheduler.core.records import (
 )
 from scheduler.core.state import ClusterState, Kept
 from scheduler.core.transaction import Transaction
-from scheduler.core.view import ClusterView
 
 REASON_MOST = 240
 """Characters of a reason that are kept with the drain: its record stays within 64 KiB, and a sentence this long says which rule and how much."""
@@ -70,7 +71,8 @@ def plan(
     state: ClusterState, operation_id: str, wanted: Sequence[DrainEntry], policy: Policy, dropping: Iterable[Kept[ClaimRecord]] = ()
 ) -> Planned:
     """A place for each of these VMs, at most HOLDS_AT_ONCE of them when the transaction is to be written; `dropping`: holds given back with it."""
-    view, entries, adding = state.view(), list[DrainEntry](), list[Adding]()
+    now, entries, adding = state.view(), list[DrainEntry](), list[Adding]()
+    view = replace(now, nodes=now.nodes.copy())
     drops = tuple(Dropping(kept.record, kept.revision) for kept in dropping)
     for entry in wanted:
         vm = state.vms[entry.vm_id].record
@@ -79,7 +81,7 @@ def plan(
         if placement is not None:
             claim = ClaimRecord(vm.vm_id, vm.uid, placement.node_id, ClaimKind.HOLD, placement.charged, operation_id)
             adding.append(Adding(claim))
-            view = _charged(view, placement)
+            _charge(view.nodes, placement)
     answer = claim_transaction(_ledgers(state, adding, drops), adding, drops)
     if isinstance(answer, DoesNotFit):
         raise RuntimeError(f"a plan does not fit: {answer.key} {answer.shortfalls}")
@@ -124,7 +126,7 @@ def _place(state: ClusterState, view: ClusterView, operation_id: str, vm: VMReco
         asked = moved_request(state, vm, "", "it is being drained")
     except FailedPrecondition as error:
         return error.message, error.fix
-    others = {node.node.node_id: "it has a claim there" for node in view.nodes if (node.node.node_id, vm.vm_id) in state.claims}
+    others = {claim.record.node_id: "it has a claim there" for claim in state.claims_of(vm.vm_id)}
     asked = replace(asked, excluded={**others, **asked.excluded})
     answer = place(view, asked, policy, seed_of(operation_id))
     if isinstance(answer, NoFit):
@@ -153,15 +155,13 @@ def _to(entry: DrainEntry, placement: Placement) -> DrainEntry:
     return replace(entry, state=DrainState.PLANNED, destination_node_id=placement.node_id, reason="", fix="")
 
 
-def _charged(view: ClusterView, placement: Placement) -> ClusterView:
-    """The view with the place taken."""
-    nodes = list(view.nodes)
-    index = next(index for index, node in enumerate(nodes) if node.node.node_id == placement.node_id)
-    after = add_claim(nodes[index].ledger, placement.charged)
+def _charge(nodes: Fleet, placement: Placement) -> None:
+    """Take the place."""
+    view = nodes[placement.node_id]
+    after = add_claim(view.ledger, placement.charged)
     if not isinstance(after, LedgerRecord):
         raise RuntimeError(f"a placement does not fit: {placement.node_id} {after}")
-    nodes[index] = replace(nodes[index], ledger=after)
-    return replace(view, nodes=tuple(nodes))
+    nodes.put(replace(view, ledger=after))
 
 
 def _ledgers(state: ClusterState, adding: Iterable[Adding], dropping: Iterable[Dropping]) -> dict[str, LedgerRead]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hostler.model.records import Kept as Kept
+from scheduler.core.placement.cluster import ClusterView
+from scheduler.core.placement.fleet import Fleet
 from scheduler.core.records import (
     ClaimRecord,
     FlavorRecord,
@@ -18,7 +20,7 @@ from scheduler.core.records import (
     VMRecord,
     VolumeRecord,
 )
-from scheduler.core.view import ClusterView, Health, NodeView, PoolView
+from scheduler.core.view import Health, NodeView, PoolView
 
 
 @dataclass(slots=True)
@@ -39,18 +41,38 @@ class ClusterState:
     health: Mapping[str, Health] = field(default_factory=dict)
     vm_ids_by_uid: dict[str, str] = field(default_factory=dict)
     open_operations: dict[str, None] = field(default_factory=dict)
+    _fleet: Fleet | None = field(default=None, init=False)
+    _touched: set[str] = field(default_factory=set, init=False)
+    _health_seen: Mapping[str, Health] = field(default_factory=dict, init=False)
+
+    def touch(self, node_id: str) -> None:
+        """The node's record or ledger has changed."""
+        self._touched.add(node_id)
 
     def view(self) -> ClusterView:
-        """What a placement sees; a node without a ledger is not there yet."""
+        """What a placement sees, up to the next change; a node without a ledger is not there yet."""
         return ClusterView(
             self.revision,
-            tuple(
-                NodeView(kept.record, self.ledgers[node_id].record, self.ledgers[node_id].revision, self.health_of(node_id))
-                for node_id, kept in sorted(self.nodes.items())
-                if node_id in self.ledgers
-            ),
+            self._nodes_in_columns(),
             {pool_id: PoolView(pool_id, kept.record, kept.revision) for pool_id, kept in sorted(self.shared_pools.items())},
         )
+
+    def _nodes_in_columns(self) -> Fleet:
+        """Kept from one view to the next: what has changed in between is put in anew."""
+        if self._fleet is None:
+            self._fleet, changed = Fleet(), {*self.nodes, *self.ledgers}
+        else:
+            seen, now = self._health_seen, self.health
+            turned = () if now is seen else (node_id for node_id in now.keys() | seen.keys() if now.get(node_id) is not seen.get(node_id))
+            changed = self._touched.union(turned)
+        for node_id in changed:
+            node, ledger = self.nodes.get(node_id), self.ledgers.get(node_id)
+            if node is None or ledger is None:
+                self._fleet.drop(node_id)
+            else:
+                self._fleet.put(NodeView(node.record, ledger.record, ledger.revision, self.health_of(node_id)))
+        self._touched, self._health_seen = set(), self.health
+        return self._fleet
 
     def health_of(self, node_id: str) -> Health:
         """A node of which this replica has heard nothing yet counts as silent: nothing new is put there."""

@@ -1,7 +1,6 @@
-"""What a placement decision sees: nodes with their sums and their health at one store revision, as values."""
+"""What a decision sees of one node or one shared pool: its record, its sums and its health, as values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from scheduler.core.records import LedgerRecord, NodeRecord
@@ -32,12 +31,3 @@ class PoolView:
     pool_id: str
     ledger: LedgerRecord
     ledger_revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """The cluster at one revision. Nodes in order of their ids."""
-
-    revision: int
-    nodes: tuple[NodeView, ...]
-    shared_pools: Mapping[str, PoolView] = field(default_factory=dict)

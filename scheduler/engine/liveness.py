@@ -6,6 +6,7 @@ was last seen in (a late duplicate cannot set a counter back into life).
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -49,11 +50,20 @@ class Liveness:
         self._written = asyncio.Event()
         self._wanted = asyncio.Event()
         self._heard: dict[str, _Heard] = {}
+        self._judged: Mapping[str, Health] = {}
+        self._judge_again_s = 0.0
 
-    def health(self) -> dict[str, Health]:
-        """By node id, now."""
+    def health(self) -> Mapping[str, Health]:
+        """By node id, now; the same mapping as long as nothing has turned, so that whoever keeps what follows from it need not compare."""
         now_s = self._clock.monotonic_s()
-        return {node_id: Health.READY if now_s - heard.at_s < SILENT_AFTER_S else Health.SILENT for node_id, heard in self._heard.items()}
+        if now_s < self._judge_again_s:
+            return self._judged
+        until = {node_id: heard.at_s + SILENT_AFTER_S for node_id, heard in self._heard.items()}
+        judged = {node_id: Health.READY if now_s < silent_s else Health.SILENT for node_id, silent_s in until.items()}
+        if judged != self._judged:
+            self._judged = judged
+        self._judge_again_s = min((silent_s for silent_s in until.values() if silent_s > now_s), default=now_s)
+        return self._judged
 
     async def beat(self, node_id: str, incarnation: str, counter: int) -> None:
         """Returns once the beat is durable. Raises StoreUnavailable."""
@@ -108,3 +118,5 @@ class Liveness:
             heard = self._heard.get(node_id)
             if heard is None or (item.mod_revision > heard.revision and counter != heard.counter):
                 self._heard[node_id] = _Heard(counter, item.mod_revision, self._clock.monotonic_s())
+                if self._judged.get(node_id) is not Health.READY:
+                    self._judge_again_s = 0.0

@@ -218,8 +218,10 @@ def put_record(state: ClusterState, key: str, revision: int, record: Record | No
     match kind:
         case "node":
             _set(state.nodes, name, record, revision, NodeRecord)
+            state.touch(name)
         case "ledger":
             _set(state.ledgers, name, record, revision, LedgerRecord)
+            state.touch(name)
         case "pool":
             _set(state.shared_pools, name, record, revision, LedgerRecord)
         case "claim":

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 from hostler.errors import NoCapacity, Reason, Violation
 from hostler.model.cost import charge
-from hostler.model.quantities import is_memory, memory_key
-from scheduler.core.placement.place import NoFit
-from scheduler.core.placement.reject import Refusal, Rule
+from hostler.model.quantities import memory_key
+from scheduler.core.placement.place import TOLD_MOST, NoFit
+from scheduler.core.placement.reject import Rule
 from scheduler.core.placement.request import PlacementRequest
 
 NODES_IN_SENTENCE = 5
 """More nodes than this are counted by rule: it stays a sentence in a cluster of thousands."""
-VIOLATIONS_MAX = 32
-"""Details of an error travel in the trailers of a reply, of which clients accept 8 KiB."""
+VIOLATIONS_MAX = TOLD_MOST
 MEMORY_MIB_MIN = 16
 """The smallest guest that the API accepts; nothing below it is proposed."""
 
@@ -51,7 +50,7 @@ class Explanation:
 def explain(request: PlacementRequest, no_fit: NoFit) -> Explanation:
     """What to tell the caller."""
     memory_mib, roomiest = (0, "") if no_fit.pools else _largest_memory(request, no_fit)
-    uncordon = () if no_fit.pools else tuple(refusal.node_id for refusal in no_fit.refusals if _rules(refusal) == {Rule.NODE_STATE})
+    uncordon = () if no_fit.pools else no_fit.cordoned
     return Explanation(
         sentence=_sentence(request, no_fit),
         fix=_fix(memory_mib, roomiest, uncordon),
@@ -65,7 +64,7 @@ def explain(request: PlacementRequest, no_fit: NoFit) -> Explanation:
 def no_capacity(request: PlacementRequest, no_fit: NoFit) -> NoCapacity:
     """The same as an error of the taxonomy: POOL_CAPACITY_EXCEEDED when only a shared pool stands in the way, else NO_FEASIBLE_NODE."""
     told = explain(request, no_fit)
-    pool_alone = bool(no_fit.pools) and len(no_fit.refusals) < no_fit.node_count
+    pool_alone = bool(no_fit.pools) and no_fit.able_count > 0
     return NoCapacity(
         Reason.POOL_CAPACITY_EXCEEDED if pool_alone else Reason.NO_FEASIBLE_NODE,
         told.sentence,
@@ -81,42 +80,31 @@ def _sentence(request: PlacementRequest, no_fit: NoFit) -> str:
         return f"{request.only_node_id} cannot take {request.vm_id}: {'; '.join(clauses + _named_node(request, no_fit))}."
     if not no_fit.node_count:
         return f"No node can take {request.vm_id}: none is registered."
-    able = no_fit.node_count - len(no_fit.refusals)
     nodes = "1 node" if no_fit.node_count == 1 else f"{no_fit.node_count} nodes"
-    if able:
-        return f"{able} of {nodes} could take {request.vm_id}, but: {'; '.join(clauses)}."
+    if no_fit.able_count:
+        return f"{no_fit.able_count} of {nodes} could take {request.vm_id}, but: {'; '.join(clauses)}."
     return f"0 of {nodes} can take {request.vm_id}: {'; '.join(clauses + list(_nodes(no_fit)))}."
 
 
 def _named_node(request: PlacementRequest, no_fit: NoFit) -> list[str]:
-    if len(_others(no_fit)) == no_fit.node_count:
+    if no_fit.refused.get(Rule.NODE_NAMED, 0) == no_fit.node_count:
         return ["no node of that name is registered"]
-    return [refusal.detail for refusal in no_fit.refusals if refusal.node_id == request.only_node_id]
-
-
-def _others(no_fit: NoFit) -> list[Refusal]:
-    """Nodes that were not asked for."""
-    return [refusal for refusal in no_fit.refusals if Rule.NODE_NAMED in _rules(refusal)]
+    return [refusal.detail for refusal in no_fit.told if refusal.node_id == request.only_node_id]
 
 
 def _nodes(no_fit: NoFit) -> Iterator[str]:
-    shown, rest = no_fit.refusals[:NODES_IN_SENTENCE], no_fit.refusals[NODES_IN_SENTENCE:]
+    shown = no_fit.told[:NODES_IN_SENTENCE]
     yield from (f"{refusal.node_id}: {refusal.detail}" for refusal in shown)
-    if rest:
-        counts = Counter(refusal.rejects[0].rule for refusal in rest)
-        yield f"{len(rest)} more: {', '.join(f'{counts[rule]} {rule}' for rule in Rule if counts[rule])}"
+    if rest := no_fit.node_count - len(shown):
+        counts = Counter(no_fit.first_refused)
+        counts.subtract(refusal.rejects[0].rule for refusal in shown)
+        yield f"{rest} more: {', '.join(f'{counts[rule]} {rule}' for rule in Rule if counts[rule])}"
 
 
 def _violations(request: PlacementRequest, no_fit: NoFit) -> Iterator[NodeViolation]:
-    """Nodes that were not asked for are no news to anybody."""
-    for refusal in no_fit.refusals:
+    for refusal in no_fit.told:
         for reject in refusal.rejects:
-            if reject.rule is not Rule.NODE_NAMED:
-                yield NodeViolation(refusal.node_id, reject.rule, f"{refusal.node_id} cannot take {request.vm_id}: {reject.detail}.")
-
-
-def _rules(refusal: Refusal) -> set[Rule]:
-    return {reject.rule for reject in refusal.rejects}
+            yield NodeViolation(refusal.node_id, reject.rule, f"{refusal.node_id} cannot take {request.vm_id}: {reject.detail}.")
 
 
 def _fix(memory_mib: int, roomiest: str, uncordon: tuple[str, ...]) -> str:
@@ -131,20 +119,11 @@ def _fix(memory_mib: int, roomiest: str, uncordon: tuple[str, ...]) -> str:
 
 def _largest_memory(request: PlacementRequest, no_fit: NoFit) -> tuple[int, str]:
     """The largest memory_mib that a node would have accepted, and that node; of nodes that have too little memory and no other fault."""
-    if request.stored_charge:
-        return 0, ""  # the VM exists; its size is not the caller's to choose here
-    free = {refusal.node_id: mib for refusal in no_fit.refusals if (mib := _free_if_memory_alone(refusal)) is not None}
-    roomiest = max(free, key=lambda node_id: free[node_id], default="")
-    memory_mib = _largest_within(request.vcpus, free.get(roomiest, 0))
-    return (memory_mib, roomiest) if memory_mib >= MEMORY_MIB_MIN else (0, "")
-
-
-def _free_if_memory_alone(refusal: Refusal) -> int | None:
-    """Free memory of the cell that was tried, if memory is all that the node lacks."""
-    short = [short for reject in refusal.rejects for short in reject.shortfalls]
-    if _rules(refusal) != {Rule.CAPACITY} or not all(is_memory(one.key) for one in short):
-        return None
-    return short[0].free
+    if request.stored_charge or no_fit.roomiest is None:
+        return 0, ""  # the size of a VM that exists is not the caller's to choose here
+    node_id, free_mib = no_fit.roomiest
+    memory_mib = _largest_within(request.vcpus, free_mib)
+    return (memory_mib, node_id) if memory_mib >= MEMORY_MIB_MIN else (0, "")
 
 
 def _largest_within(vcpus: int, budget_mib: int) -> int:

@@ -7,6 +7,7 @@ nowhere else, so that the filter, the claim and the hint cannot disagree.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from hostler.model.cost import charge, cpu_floor_milli
 from hostler.model.domain import ServiceClass
@@ -30,7 +31,7 @@ class LocalVolume:
     node_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlacementRequest:
     """One VM that wants a node. Sizes in MiB, CPU in thousandths; empty means "no such wish".
 
@@ -58,22 +59,34 @@ class PlacementRequest:
     acceleration: str = ""
     stored_charge: Quantities = field(default_factory=dict)
 
-    @property
+    @cached_property
     def pool_ids(self) -> tuple[str, ...]:
         """Every pool that the node must have, in order."""
         named = {*self.local_mib, *self.shared_mib, *self.fingerprints}
         return tuple(sorted(named | {volume.pool_id for volume in self.local_volumes} | {pool_id for pool_id, _ in self.images}))
 
-    @property
+    @cached_property
     def local_pool_ids(self) -> frozenset[str]:
         """Pools that must be the node's own."""
         return frozenset(self.local_mib) | {volume.pool_id for volume in self.local_volumes}
 
     def charge_in(self, cell: int) -> Quantities:
         """What the node is charged if the VM's memory comes from this NUMA cell."""
-        return plus(self._machine(cell), {pool_key(pool_id): mib for pool_id, mib in self.local_mib.items()})
+        if not cell:
+            return self._charge
+        return {memory_key(cell) if is_memory(key) else key: amount for key, amount in self._charge.items()}
 
-    @property
+    @cached_property
+    def _charge(self) -> Quantities:
+        """In cell 0."""
+        return plus(self._machine(0), {pool_key(pool_id): mib for pool_id, mib in self.local_mib.items()})
+
+    @cached_property
+    def memory_charged_mib(self) -> int:
+        """Overhead included."""
+        return memory_mib(self._charge)
+
+    @cached_property
     def shared_charge(self) -> Mapping[str, Quantities]:
         """What each shared pool is charged, by pool."""
         charges = {pool_id: at_least_zero({pool_key(pool_id): mib}) for pool_id, mib in sorted(self.shared_mib.items())}

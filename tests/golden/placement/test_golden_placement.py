@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 
 from hostler.model.domain import ServiceClass
+from scheduler.core.placement.cluster import ClusterView
 from scheduler.core.placement.explain import explain
+from scheduler.core.placement.fleet import Fleet
 from scheduler.core.placement.place import NoFit, Placement, place
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.placement.request import LocalVolume, PlacementRequest, Purpose
+from scheduler.core.placement.sift import refusals
 from scheduler.core.records import LedgerRecord, NodePool, NodeRecord, NodeState
-from scheduler.core.view import ClusterView, Health, NodeView, PoolView
+from scheduler.core.view import Health, NodeView, PoolView
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("*/request"))
@@ -65,7 +68,7 @@ def read_cluster(path: Path) -> ClusterView:
             case _:
                 raise ValueError(f"{path}: {kind}?")
     assert pools.keys() <= nodes.keys(), f"{path}: a pool of no node"
-    return ClusterView(200, tuple(node_view(name, told, tuple(pools.get(name, ()))) for name, told in sorted(nodes.items())), shared)
+    return ClusterView(200, Fleet(node_view(name, told, tuple(pools.get(name, ()))) for name, told in nodes.items()), shared)
 
 
 def node_view(name: str, told: dict[str, str], pools: tuple[NodePool, ...]) -> NodeView:
@@ -120,7 +123,7 @@ def read_request(path: Path) -> tuple[PlacementRequest, int]:
     return request, int(every("seed")[0][0]) if every("seed") else 1
 
 
-def rendered(request: PlacementRequest, answer: Placement | NoFit) -> str:
+def rendered(view: ClusterView, request: PlacementRequest, answer: Placement | NoFit) -> str:
     match answer:
         case Placement():
             told = [f"placed {answer.node_id} cell={answer.cell} incarnation={answer.incarnation} ledger_revision={answer.ledger_revision}"]
@@ -129,7 +132,7 @@ def rendered(request: PlacementRequest, answer: Placement | NoFit) -> str:
                 told += [f"charge shared {key}={amount} pool_revision={answer.pool_revisions[pool_id]}" for key, amount in charged.items()]
             for rank in answer.ranking:
                 told.append(f"ranked {rank.node_id} total={rank.total} ({', '.join(f'{name} {score}' for name, score in rank.scores)})")
-            for refusal in answer.refusals:
+            for refusal in refusals(view.nodes, request, SPREAD):
                 told += [f"rejected {one.node_id} {one.rule}: {one.detail}" for one in refusal.rejects]
         case NoFit():
             why = explain(request, answer)
@@ -144,7 +147,8 @@ def test_the_decision_is_as_reviewed(case: str) -> None:
     """A decision, or the words that explain it, would change unseen."""
     folder = HERE / case
     request, seed = read_request(folder / "request")
-    actual = rendered(request, place(read_cluster(folder / "cluster"), request, SPREAD, seed))
+    view = read_cluster(folder / "cluster")
+    actual = rendered(view, request, place(view, request, SPREAD, seed))
     expect = folder / "expect"
     if os.environ.get(UPDATE) == "1":
         expect.write_text(actual)

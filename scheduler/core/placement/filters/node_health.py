@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from scheduler.core.placement.fleet import Fleet, Mask, health_fact
 from scheduler.core.placement.reject import Reject, Rule
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.view import Health, NodeView
@@ -18,3 +19,7 @@ def node_health(view: NodeView, request: PlacementRequest) -> Reject | None:
         case _ as never:
             assert_never(never)
     return Reject(view.node.node_id, Rule.NODE_HEALTH, detail)
+
+
+def in_health(nodes: Fleet, _request: PlacementRequest) -> Mask | None:
+    return nodes.having(health_fact(Health.READY))

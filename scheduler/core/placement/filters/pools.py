@@ -3,6 +3,9 @@
 A shared pool of the same name with another fingerprint is another file system: the VM would start without its disks, or with somebody else's.
 """
 
+from collections.abc import Hashable, Iterator
+
+from scheduler.core.placement.fleet import Fleet, Mask, all_of, fingerprint_fact, pool_fact, shared_fact
 from scheduler.core.placement.reject import Reject, Rule
 from scheduler.core.placement.request import PlacementRequest
 from scheduler.core.records import NodePool
@@ -26,3 +29,21 @@ def _fault(pool_id: str, pool: NodePool | None, request: PlacementRequest) -> st
     if fingerprint and pool.fingerprint != fingerprint:
         return f"pool {pool_id} is another file system there"
     return ""
+
+
+def with_pools(nodes: Fleet, request: PlacementRequest) -> Mask | None:
+    return all_of(mask for pool_id in request.pool_ids for mask in _needs(nodes, pool_id, request))
+
+
+def pools_asked(request: PlacementRequest) -> Hashable:
+    return (tuple(request.local_mib), tuple(request.shared_mib), tuple(request.fingerprints.items()), request.local_volumes, request.images)
+
+
+def _needs(nodes: Fleet, pool_id: str, request: PlacementRequest) -> Iterator[Mask]:
+    yield nodes.having(pool_fact(pool_id))
+    if pool_id in request.local_pool_ids:
+        yield ~nodes.having(shared_fact(pool_id))
+    if pool_id in request.shared_mib:
+        yield nodes.having(shared_fact(pool_id))
+    if fingerprint := request.fingerprints.get(pool_id, ""):
+        yield nodes.having(fingerprint_fact(pool_id, fingerprint))

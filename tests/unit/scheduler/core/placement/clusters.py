@@ -4,9 +4,11 @@ from hypothesis import strategies as st
 
 from hostler.model.domain import ServiceClass
 from hostler.model.quantities import CPU_MILLI, memory_key, pool_key
+from scheduler.core.placement.cluster import ClusterView
+from scheduler.core.placement.fleet import Fleet
 from scheduler.core.placement.request import LocalVolume, PlacementRequest, Purpose
 from scheduler.core.records import LedgerRecord, NodePool, NodeRecord, NodeState
-from scheduler.core.view import ClusterView, Health, NodeView, PoolView
+from scheduler.core.view import Health, NodeView, PoolView
 
 LOCAL, SHARED = "local", "nas"
 MIB = st.integers(0, 600)
@@ -71,9 +73,8 @@ def clusters(draw: st.DrawFn, sound: bool = False) -> ClusterView:
     """Up to five nodes; `sound`: and one more without a fault, though perhaps full."""
     names = [f"n{number}" for number in range(1, 1 + draw(st.integers(0, 5)))]
     shared = {SHARED: PoolView(SHARED, draw(ledgers((pool_key(SHARED),))), draw(st.integers(1, 99)))} if draw(st.integers(0, 9)) else {}
-    return ClusterView(
-        draw(st.integers(1, 1000)), (*(draw(nodes(name)) for name in names), *((draw(nodes("n9", sound=True)),) if sound else ())), shared
-    )
+    views = [*(draw(nodes(name)) for name in names), *((draw(nodes("n9", sound=True)),) if sound else ())]
+    return ClusterView(draw(st.integers(1, 1000)), Fleet(views), shared)
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -10,13 +11,16 @@ from hostler.model.cost import memory_overhead_mib
 from hostler.model.domain import ServiceClass
 from hostler.model.quantities import CPU_MILLI, memory_key, pool_key
 from scheduler.core.claims import add_claim
+from scheduler.core.placement.cluster import ClusterView
 from scheduler.core.placement.explain import MEMORY_MIB_MIN, explain, no_capacity
+from scheduler.core.placement.fleet import FIRST_PLACES, Fleet, spread_of
 from scheduler.core.placement.place import NoFit, Placement, place, seed_of, tie_break
 from scheduler.core.placement.policy import SPREAD
 from scheduler.core.placement.reject import Rule
 from scheduler.core.placement.request import PlacementRequest
+from scheduler.core.placement.sift import refusals
 from scheduler.core.records import LedgerRecord, NodeState
-from scheduler.core.view import ClusterView, Health, NodeView
+from scheduler.core.view import Health, NodeView
 from tests.examples import share
 from tests.unit.scheduler.core.placement.clusters import DEMANDING, LOCAL, SHARED, clusters, requests, roomy
 
@@ -25,7 +29,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 def chosen(view: ClusterView, placement: Placement) -> NodeView:
-    return next(node for node in view.nodes if node.node.node_id == placement.node_id)
+    return view.nodes[placement.node_id]
 
 
 def wrongs(view: NodeView, request: PlacementRequest) -> set[Rule]:
@@ -62,7 +66,8 @@ def test_a_node_is_refused_for_exactly_what_is_wrong_with_it(view: ClusterView, 
     """A VM would land where it cannot run or must not; a node that can take it would be overlooked; a reason would be untrue or missing."""
     result = place(view, request, SPREAD, seed)
     event(type(result).__name__)
-    refused = {refusal.node_id: {reject.rule for reject in refusal.rejects} for refusal in result.refusals}
+    refused = {one.node_id: {reject.rule for reject in one.rejects} for one in refusals(view.nodes, request, SPREAD)}
+    assert Counter(rule for rules in refused.values() for rule in rules) == Counter(result.refused)
     for node in view.nodes:
         wrong = wrongs(node, request)
         final = {Rule.NODE_NAMED} & wrong or {Rule.NODE_EXCLUDED} & wrong
@@ -110,13 +115,13 @@ def test_one_more_empty_node_never_hurts(view: ClusterView, request: PlacementRe
     """Adding a host would make a VM unplaceable; or a host that can take it would be overlooked."""
     result = place(view, request, SPREAD, seed)
     free = replace(request, only_node_id="", local_volumes=())
-    before, after = (place(one, free, SPREAD, seed) for one in (view, replace(view, nodes=(*view.nodes, roomy("n99", free)))))
+    before, after = (place(one, free, SPREAD, seed) for one in (view, replace(view, nodes=Fleet((*view.nodes, roomy("n99", free))))))
     if isinstance(before, Placement):
         assert isinstance(after, Placement)
     elif not before.pools:
         assert isinstance(after, Placement)
         assert after.node_id == "n99"
-    more = replace(view, nodes=(*view.nodes, roomy("n98", request)))
+    more = replace(view, nodes=Fleet((*view.nodes, roomy("n98", request))))
     assert not isinstance(result, Placement) or isinstance(place(more, request, SPREAD, seed), Placement)
 
 
@@ -126,12 +131,8 @@ def test_the_same_question_has_the_same_answer(view: ClusterView, request: Place
     """Two replicas would decide differently, or the order in which nodes arrived would decide."""
     result = place(view, request, SPREAD, seed)
     assert place(view, request, SPREAD, seed) == result
-    backwards = place(replace(view, nodes=view.nodes[::-1]), request, SPREAD, seed)
-    if isinstance(result, Placement):
-        assert isinstance(backwards, Placement)
-        assert (backwards.node_id, backwards.ranking) == (result.node_id, result.ranking)
-    else:
-        assert isinstance(backwards, NoFit)
+    backwards = place(replace(view, nodes=Fleet(reversed(list(view.nodes)))), request, SPREAD, seed)
+    assert backwards == result
 
 
 @laws
@@ -139,18 +140,63 @@ def test_the_same_question_has_the_same_answer(view: ClusterView, request: Place
 def test_every_node_that_cannot_is_told_once_and_why(view: ClusterView, request: PlacementRequest, seed: int) -> None:
     """A node would vanish from the answer without a reason."""
     result = place(view, request, SPREAD, seed)
-    refused = [refusal.node_id for refusal in result.refusals]
-    assert len(refused) == len(set(refused))
-    for refusal in result.refusals:
+    told = list(refusals(view.nodes, request, SPREAD))
+    refused = [refusal.node_id for refusal in told]
+    assert refused == sorted(set(refused))
+    for refusal in told:
         assert refusal.rejects
         assert all(reject.node_id == refusal.node_id and reject.detail for reject in refusal.rejects)
         assert all(short.missing > 0 for reject in refusal.rejects for short in reject.shortfalls)
         assert all(bool(reject.shortfalls) == (reject.rule is Rule.CAPACITY) for reject in refusal.rejects)
     if isinstance(result, NoFit):
-        assert result.pools or sorted(refused) == sorted(node.node.node_id for node in view.nodes)
+        assert result.pools or len(refused) == result.node_count == len(view.nodes)
+        assert result.able_count == len(view.nodes) - len(refused)
+        assert result.told == tuple(one for one in told if one.rejects[0].rule is not Rule.NODE_NAMED)
+        assert Counter(one.rejects[0].rule for one in told) == Counter(result.first_refused)
+        assert result.cordoned == tuple(one.node_id for one in told if [reject.rule for reject in one.rejects] == [Rule.NODE_STATE])
     else:
         assert result.node_id not in refused
         assert len(result.ranking) == min(5, len(view.nodes) - len(refused))
+
+
+@laws
+@given(clusters(), requests() | requests(always=DEMANDING))
+def test_a_rule_says_the_same_of_all_nodes_as_of_each(view: ClusterView, request: PlacementRequest) -> None:
+    """What decides and what explains would be two policies."""
+    nodes, anywhere = view.nodes, view.nodes.present
+    for row in SPREAD.filters:
+        mask = row.passing(nodes, request)
+        passing = {node.node.node_id for node in nodes if row.refuse(node, request) is None}
+        assert {nodes.at(int(place)).node.node_id for place in (anywhere if mask is None else anywhere & mask).nonzero()[0]} == passing
+    for score in SPREAD.scores:
+        rates = score.rates(nodes, request)
+        able = [place for place in map(int, anywhere.nonzero()[0]) if not wrongs(nodes.at(place), request)]
+        assert [rates[place] for place in able] == [score.rate(nodes.at(place), request) for place in able]
+
+
+@laws
+@given(st.lists(st.tuples(st.integers(1, 2 * FIRST_PLACES), clusters(sound=True)), max_size=3 * FIRST_PLACES), requests(), seeds)
+def test_nodes_that_were_kept_are_as_nodes_put_in_anew(
+    changes: list[tuple[int, ClusterView]], request: PlacementRequest, seed: int
+) -> None:
+    """What a node had before it changed, or a node that had its place before, would decide."""
+    kept, truth = Fleet(), dict[str, NodeView]()
+    for number, cluster in changes:
+        node_id = f"n{number}"
+        if node_id in truth and number % 3 == 0:
+            kept.drop(node_id)
+            del truth[node_id]
+        else:
+            sound = cluster.nodes["n9"]
+            truth[node_id] = replace(sound, node=replace(sound.node, node_id=node_id))
+            kept.put(truth[node_id])
+    tried = kept.copy()
+    for node_id in truth:
+        tried.drop(node_id)
+    assert list(kept) == [truth[node_id] for node_id in sorted(truth)]
+    asked = replace(request, local_volumes=())
+    assert place(ClusterView(1, kept), asked, SPREAD, seed) == place(ClusterView(1, Fleet(truth.values())), asked, SPREAD, seed)
+    assert isinstance(place(ClusterView(1, tried), asked, SPREAD, seed), NoFit)
 
 
 @laws
@@ -181,9 +227,8 @@ def test_uncordoning_as_proposed_helps(view: ClusterView, request: PlacementRequ
         return
     proposed = explain(request, result).uncordon
     for node_id in proposed:
-        opened = tuple(
-            replace(node, node=replace(node.node, state=NodeState.ACTIVE)) if node.node.node_id == node_id else node for node in view.nodes
-        )
+        opened, node = view.nodes.copy(), view.nodes[node_id]
+        opened.put(replace(node, node=replace(node.node, state=NodeState.ACTIVE)))
         after = place(replace(view, nodes=opened), request, SPREAD, seed)
         assert isinstance(after, Placement)
         assert after.node_id == node_id
@@ -208,16 +253,17 @@ def test_a_no_is_always_a_sentence(view: ClusterView, request: PlacementRequest,
 def test_equals_are_chosen_by_the_seed(count: int, seed: int) -> None:
     """All deciders would run to the first of equal nodes, and their claims would collide."""
     request = PlacementRequest("web-9", 1, 100, ServiceClass.BURSTABLE)
-    view = ClusterView(1, tuple(roomy(f"n{number}", request) for number in range(count)))
+    view = ClusterView(1, Fleet(roomy(f"n{number}", request) for number in range(count)))
     result = place(view, request, SPREAD, seed)
     assert isinstance(result, Placement)
-    assert result.node_id == min((node.node.node_id for node in view.nodes), key=lambda node_id: tie_break(seed, node_id))
+    names = [node.node.node_id for node in view.nodes]
+    assert result.node_id == names[int(tie_break(seed, np.array([spread_of(name) for name in names], np.uint64)).argmin())]
 
 
 def test_seeds_reach_every_equal_node() -> None:
     """The tie-break would prefer some nodes for ever."""
     request = PlacementRequest("web-9", 1, 100, ServiceClass.BURSTABLE)
-    view = ClusterView(1, tuple(roomy(f"n{number}", request) for number in range(5)))
+    view = ClusterView(1, Fleet(roomy(f"n{number}", request) for number in range(5)))
     results = [place(view, request, SPREAD, seed_of(f"op-{attempt}")) for attempt in range(500)]
     counts = Counter(result.node_id for result in results if isinstance(result, Placement))
     assert len(counts) == 5

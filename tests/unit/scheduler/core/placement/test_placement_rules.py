@@ -7,12 +7,14 @@ import pytest
 
 from hostler.model.domain import ServiceClass
 from hostler.model.quantities import CPU_MILLI, memory_key, pool_key
+from scheduler.core.placement.cluster import ClusterView
+from scheduler.core.placement.fleet import Fleet
 from scheduler.core.placement.place import NoFit, Placement, place
 from scheduler.core.placement.policy import SPREAD, Policy
 from scheduler.core.placement.reject import Rule
 from scheduler.core.placement.request import LocalVolume, PlacementRequest
 from scheduler.core.records import LedgerRecord, NodePool, NodeState
-from scheduler.core.view import ClusterView, Health, NodeView, PoolView
+from scheduler.core.view import Health, NodeView, PoolView
 from tests.unit.scheduler.core.placement.clusters import LOCAL, SHARED, roomy
 
 DEMANDING = PlacementRequest(
@@ -35,7 +37,7 @@ NAS = PoolView(SHARED, LedgerRecord({pool_key(SHARED): 100}), 9)
 
 
 def asked(view: NodeView, request: PlacementRequest = DEMANDING, policy: Policy = SPREAD) -> Placement | NoFit:
-    return place(ClusterView(5, (view,), {SHARED: NAS}), request, policy, 1)
+    return place(ClusterView(5, Fleet((view,)), {SHARED: NAS}), request, policy, 1)
 
 
 def with_pool(view: NodeView, pool_id: str, change: Callable[[NodePool], NodePool]) -> NodeView:
@@ -89,7 +91,7 @@ def test_a_node_with_one_fault_is_refused_by_its_rule(fault: str) -> None:
     rule, view = NODE_FAULTS[fault]
     answer = asked(view)
     assert isinstance(answer, NoFit)
-    assert [reject.rule for refusal in answer.refusals for reject in refusal.rejects] == [rule]
+    assert [reject.rule for refusal in answer.told for reject in refusal.rejects] == [rule]
 
 
 @pytest.mark.parametrize("fault", REQUEST_FAULTS)
@@ -98,7 +100,7 @@ def test_a_request_that_rules_the_node_out_is_obeyed(fault: str) -> None:
     rule, request = REQUEST_FAULTS[fault]
     answer = asked(SOUND, request)
     assert isinstance(answer, NoFit)
-    assert [reject.rule for refusal in answer.refusals for reject in refusal.rejects] == [rule]
+    assert answer.refused == {rule: 1}
 
 
 def test_every_rule_has_a_fault_here() -> None:
@@ -111,12 +113,12 @@ def test_all_reasons_are_told_at_once() -> None:
     view = replace(SOUND, node=replace(SOUND.node, state=NodeState.CORDONED, networks=()), health=Health.SILENT)
     answer = asked(view)
     assert isinstance(answer, NoFit)
-    assert answer.refusals[0].detail == "cordoned, silent, no network br0"
+    assert answer.told[0].detail == "cordoned, silent, no network br0"
 
 
 def test_a_shared_pool_without_an_account_takes_nothing() -> None:
     """A volume would be promised in a pool whose size nobody knows."""
-    answer = place(ClusterView(5, (SOUND,), {}), DEMANDING, SPREAD, 1)
+    answer = place(ClusterView(5, Fleet((SOUND,)), {}), DEMANDING, SPREAD, 1)
     assert isinstance(answer, NoFit)
     assert [pool.detail for pool in answer.pools] == ["shared pool nas is not known in the cluster"]
 
