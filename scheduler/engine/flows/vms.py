@@ -86,7 +86,8 @@ async def _start(run: Run, phase: str) -> None:
 async def _roll_back(run: Run) -> None:
     """Undo on the node whatever was done there, then in the store; the error of the operation stays the first one."""
     vm = run.vm.record
-    await _off_and_forgotten(run)
+    await _off(run)
+    await _forgotten(run)
     for volume_id in vm.own_volumes:
         if volume_id in run.state.volumes:
             await remove_file(run, run.order(), run.state.volumes[volume_id].record, vm.owner.node_id)
@@ -175,10 +176,11 @@ async def delete(run: Run) -> None:
         case "ACCEPTED":
             await _enter(run, "ACCEPTED", STOPPING, "Being stopped.", lambda vm: _observed(vm, Observed.DELETING))
         case phase if phase == STOPPING:
-            await _off_and_forgotten(run)
+            await _off(run)
             await _enter(run, STOPPING, REMOVING, "Its volumes are being removed.", _may_not_run)
         case phase if phase == REMOVING:
             vm = run.vm.record
+            await _forgotten(run)  # in the step that removes the record: a fenced node that is back in between takes the VM for its own
             for volume_id in vm.own_volumes:
                 if volume_id in run.state.volumes:
                     await remove_file(run, run.order(), run.state.volumes[volume_id].record, vm.owner.node_id)
@@ -191,13 +193,14 @@ async def turn_back_delete(run: Run, error: HostlerError) -> None:
     await _fail(run, run.operation.phase, Observed.STOPPED, run.vm.record.owner.state, StoredError.of(error))
 
 
-async def _off_and_forgotten(run: Run) -> None:
-    node_id = run.vm.record.owner.node_id
-    try:
-        await run.nodes.stop(node_id, run.order(), 0)
-        await run.nodes.forget(node_id, run.order())
-    except NotFound:
-        return
+async def _off(run: Run) -> None:
+    with suppress(NotFound):
+        await run.nodes.stop(run.vm.record.owner.node_id, run.order(), 0)
+
+
+async def _forgotten(run: Run) -> None:
+    with suppress(NotFound):
+        await run.nodes.forget(run.vm.record.owner.node_id, run.order())
 
 
 async def _enter(run: Run, come_from: str, phase: str, reason: str, change_vm: VMChange | None = None) -> None:

@@ -13,7 +13,7 @@ from devcluster.cluster import DevCluster
 from hostler.api.cluster.v1 import nodes_pb2, vms_pb2
 from hostler.api.type.v1 import node_pb2, operation_pb2, vm_pb2
 from hostler.errors import Reason, Unavailable
-from hostler.model.domain import DomainSpec
+from hostler.model.domain import DomainSpec, VolumeSpec
 from hostler.model.node import NodeReport, VMStatus
 from nodeagent.adapters.grpc_scheduler import GrpcScheduler
 from nodeagent.adapters.sim_hypervisor import SimHypervisor
@@ -24,7 +24,9 @@ from nodeagent.engine.host_state import HostState
 from nodeagent.engine.link import Link
 from nodeagent.engine.vms import HostVMs
 from nodeagent.ports import AuthorityUnavailable, HypervisorUnavailable, Registration
+from scheduler.adapters.grpc_nodes import GrpcNodes
 from scheduler.engine import liveness
+from scheduler.ports import Order
 
 SUCCEEDED, FAILED = operation_pb2.Operation.SUCCEEDED, operation_pb2.Operation.FAILED
 TIMEOUT_S = 30.0
@@ -247,6 +249,33 @@ async def test_a_vm_that_is_started_elsewhere_just_before_its_node_is_heard_is_f
     async with asyncio.timeout(TIMEOUT_S):
         while list((cluster.directory / "state" / home / "vms").glob("*")):  # noqa: ASYNC110 a file has no event
             await asyncio.sleep(LOOK_S)
+
+
+async def test_a_vm_that_was_deleted_while_its_node_was_fenced_is_forgotten_there(
+    client: Client, cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is charged for ever for a VM that is no more: it was back before the record was gone, and took the VM for its own."""
+    vm = await client.made("web-1")
+    home = vm.node.removeprefix("nodes/")
+    port = await power_off(client, cluster, home)
+    assert (await client.wait(await fence(client, home))).state == SUCCEEDED
+    removing, may_remove, remove = asyncio.Event(), asyncio.Event(), GrpcNodes.remove_volume
+
+    async def later(self: GrpcNodes, node_id: str, order: Order, volume: VolumeSpec) -> None:
+        removing.set()
+        await may_remove.wait()
+        await remove(self, node_id, order, volume)
+
+    monkeypatch.setattr(GrpcNodes, "remove_volume", later)
+    deleting = await client.delete("web-1")
+    await asyncio.wait_for(removing.wait(), TIMEOUT_S)
+    cluster.world.hosts[home].boot_host()
+    await cluster.start_agent(home, port)
+    await until(client, home, state=node_pb2.Node.CORDONED)
+    may_remove.set()
+    done = await client.wait(deleting)
+    assert done.state == SUCCEEDED, done.error.message
+    assert not list((cluster.directory / "state" / home / "vms").glob("*"))
 
 
 @pytest.mark.parametrize("end", ["the answer is lost", "the agent is killed"])
