@@ -164,6 +164,7 @@ async def run(replica: Replica, shutdown: Shutdown, ready: Callable[[int], None]
             ]
             await server.start()
             await mirror.ready.wait()
+            await liveness.ready.wait()
             loops.append(start(group, "election", lambda: election.run(lead), clock=clock))
             await server.set_serving(True)
             log.info("serving", replica=replica.replica_id, port=port)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from hostler.errors import Reason, Unavailable
 from hostler.server.clock import Clock
 from scheduler.core.records import HEARTBEATS
 from scheduler.core.view import Health
@@ -38,7 +39,7 @@ class _Heard:
 
 
 class Liveness:
-    """`health` is this replica's judgement of every node it has heard of."""
+    """`health` is this replica's judgement of every node it has heard of. Until `ready` it has read nobody's beats, and judges none."""
 
     def __init__(self, replica_id: str, store: Store, clock: Clock, write_pause_s: float = WRITE_PAUSE_S) -> None:
         self._key = HEARTBEATS + replica_id
@@ -52,9 +53,20 @@ class Liveness:
         self._heard: dict[str, _Heard] = {}
         self._judged: Mapping[str, Health] = {}
         self._judge_again_s = 0.0
+        self.ready = asyncio.Event()
 
     def health(self) -> Mapping[str, Health]:
-        """By node id, now; the same mapping as long as nothing has turned, so that whoever keeps what follows from it need not compare."""
+        """By node id, now; the same mapping as long as nothing has turned, so that whoever keeps what follows from it need not compare.
+
+        Raises Unavailable until `ready`: whoever is not in it counts as silent, and that would be everybody.
+        """
+        if not self.ready.is_set():
+            raise Unavailable(
+                Reason.STORE_UNAVAILABLE,
+                "This replica is starting and has not read yet which nodes answer.",
+                "Try again.",
+                retry_after_s=1.0,
+            )
         now_s = self._clock.monotonic_s()
         if now_s < self._judge_again_s:
             return self._judged
@@ -103,6 +115,7 @@ class Liveness:
                 listing = await self._store.list(HEARTBEATS)
                 for item in listing.items:
                     self._take(item)
+                self.ready.set()
                 async with aclosing(self._store.watch(HEARTBEATS, listing.revision + 1)) as batches:
                     async for batch in batches:
                         for event in batch.events:

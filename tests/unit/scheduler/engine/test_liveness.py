@@ -17,6 +17,7 @@ async def running(clock: ManualClock) -> AsyncIterator[Liveness]:
     liveness = Liveness("s1", MemoryServer(clock).connect(), clock)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         loops = [group.create_task(liveness.write(), name="write"), group.create_task(liveness.watch(), name="watch")]
+        await liveness.ready.wait()
         yield liveness
         for loop in loops:
             loop.cancel()
