@@ -7,9 +7,10 @@ client watches are served, so that a thousand dashboards cost the store one watc
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -242,6 +243,24 @@ def put_record(state: ClusterState, key: str, revision: int, record: Record | No
             pass
         case _:
             log.info("key of an unknown kind is ignored", key=key)
+
+
+def kept_record(state: ClusterState, key: str) -> Kept[Any] | None:
+    """What the state has under a key."""
+    kind, name = kind_and_id(key)
+    first, _, second = name.partition("/")
+    tables: dict[str, Mapping[Any, Kept[Any]]] = {
+        "node": state.nodes,
+        "ledger": state.ledgers,
+        "pool": state.shared_pools,
+        "claim": state.claims,
+        "vm": state.vms,
+        "volume": state.volumes,
+        "flavor": state.flavors,
+        "op": state.operations,
+        "owed": state.owed,
+    }
+    return tables[kind].get((first, second) if kind in ("claim", "owed") else name)
 
 
 def _set_vm(state: ClusterState, vm_id: str, record: Record | None, revision: int) -> None:
