@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Every worker of the tests and every command they start would compile all it imports: that is a third of `make check`.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup check test test-all explore sweep bench-migration demo dev lint types proto-lint generate clean lab-free
+.PHONY: help setup check test test-all explore sweep race bench-migration demo dev lint types proto-lint generate clean lab-free
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -54,6 +54,9 @@ bench-migration: setup lab-free ## as root: live migration beside plain virsh mi
 
 lab-free: setup ## take down whatever lab is up on this machine
 	@deploy/lab_free.sh
+
+race: setup ## 1000 creates on 100 slots, three replicas on a real etcd, killed meanwhile and not; a minute; SEED=17: other kills
+	SEED=$(or $(SEED),1) pytest -q tests/contention $(ARGS)
 
 demo: setup ## a three-host cluster on this machine doing its main job; KEEP=1 leaves it running, DRIVER=sim simulates the hosts
 	@deploy/demo.sh
