@@ -84,10 +84,9 @@ class Tally:
             self.refused += 1
             self._changed.notify_all()
 
-    async def until_accepted(self, many: int) -> None:
-        """Or all is over."""
+    async def until_answered(self, many: int) -> None:
         async with self._changed:
-            await self._changed.wait_for(lambda: self.accepted >= many or self._over)
+            await self._changed.wait_for(lambda: self.accepted + self.refused >= many)
 
     async def until_busy(self, replicas: Callable[[], Sequence[str]]) -> list[str]:
         """Those of the replicas that have creates under way, as soon as one has; none if all is over."""

@@ -1,5 +1,5 @@
-"""When which replica is killed: drawn from a seed, by how many creates have been accepted, so that each blow falls while there is something to race
-for, and on a replica that has creates in hand."""
+"""When which replica is killed: drawn from a seed, by how many creates have been answered, so that each blow falls while there is something to
+decide, most of them early, when there is something to win, and on a replica that has creates in hand."""
 
 import asyncio
 from collections import Counter
@@ -11,8 +11,8 @@ from tests.contention.clients import CREATE, Tally
 from tests.contention.replicas import Killed, Replicas
 
 KILLS = 7
-LAST_KILL = 45
-"""Accepted creates: after the hundredth the others are refused within a moment, and while victims are awaited the others go on accepting."""
+LAST_KILL = 600
+"""Answered creates, of a thousand: a group of creates is accepted at once, and while victims are awaited the others go on answering."""
 LATE = 80
 """From so many accepted ones on a victim need not have accepted one since it was started: the slots would be gone before it has."""
 LEADERS = 3
@@ -21,9 +21,9 @@ LEADERS = 3
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """One kill: once so many are accepted, of whoever leads, or of the replica that `choice` (0 to 1) points to among those that serve."""
+    """One kill: once so many are answered, of whoever leads, or of the replica that `choice` (0 to 1) points to among those that serve."""
 
-    after_accepted: int
+    after_answered: int
     leader: bool
     choice: float
 
@@ -45,7 +45,7 @@ def none(seed: int) -> tuple[Blow, ...]:
 def schedule(seed: int) -> tuple[Blow, ...]:
     """The same for the same seed; what it hits depends on the moment."""
     random = Random(seed)
-    moments = sorted(random.sample(range(1, LAST_KILL), KILLS))
+    moments = sorted(round(LAST_KILL ** random.random()) for _ in range(KILLS))
     leaders = {0, *random.sample(range(1, KILLS), LEADERS - 1)}
     return tuple(Blow(moment, index in leaders, random.random()) for index, moment in enumerate(moments))
 
@@ -63,10 +63,10 @@ async def strike(blows: Sequence[Blow], replicas: Replicas, tally: Tally, hits: 
 
     async with asyncio.TaskGroup() as group:
         for blow in blows:
-            await tally.until_accepted(blow.after_accepted)
+            await tally.until_answered(blow.after_answered)
             leads = await replicas.leader()
             busy = await tally.until_busy(deciding)
-            assert busy, f"all creates were answered before the blow after {blow.after_accepted} accepted ones"
+            assert busy, f"all creates were answered before the blow after {blow.after_answered} of them"
             wanted = blow.leader and leads is not None and leads.replica in busy
             victim = leads.replica if wanted and leads is not None else busy[int(blow.choice * len(busy))]
             creates, accepted, before[victim] = tally.flying[CREATE, victim], tally.accepted, tally.accepted_by[victim]

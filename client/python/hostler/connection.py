@@ -218,7 +218,7 @@ class Attempts:
 
 def _transient(error: HostlerError) -> bool:
     """Whether asking again, of another replica, may bring another answer."""
-    return isinstance(error, Unavailable | DeadlineExceeded) or error.reason is Reason.TOO_MANY_REQUESTS
+    return isinstance(error, Unavailable | DeadlineExceeded) or error.reason in (Reason.TOO_MANY_REQUESTS, Reason.CLAIM_CONFLICT)
 
 
 def _unheard(error: HostlerError) -> bool:

@@ -1,6 +1,7 @@
 """The SDK when a replica is lost: nothing happens twice, nothing is missed, nobody has to begin again."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -8,9 +9,14 @@ import hostler
 from devcluster.cluster import DevCluster
 from hostler.api.cluster.v1 import flavors_pb2, flavors_pb2_grpc
 from hostler.cluster import Cluster
+from hostler.errors import Reason
 from hostler.server import channels
 from hostler.server.clock import SystemClock
 from hostler.server.tls import TlsFiles, load
+from scheduler.core.accept import Accepted
+from scheduler.core.records import OperationRecord
+from scheduler.core.state import ClusterState
+from scheduler.engine.writer import Writer
 from tests.rpc.sdk.conftest import CLI_S, DISK, Connect, made, until_ready
 from tests.rpc.sdk.lossy_proxy import lossy_proxy
 
@@ -165,6 +171,21 @@ async def test_a_watch_of_nodes_begins_anew_on_another_replica(sdk: Cluster, clu
         await events.aclose()
     told = told[next(index for index, event in enumerate(told) if isinstance(event, hostler.Resync)) :]
     assert {event.resource.name for event in told if isinstance(event, hostler.Updated)} == {"nodes/n1", "nodes/n2", "nodes/n3"}
+
+
+async def test_a_storm_of_others_is_waited_out(sdk: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A creation that fails because others were quicker twenty times, although the refusal says when to try again."""
+    accept, refused = Writer.accept, list[hostler.Conflict]()
+
+    async def after_a_storm(self: Writer, decide: Callable[[ClusterState], Accepted]) -> OperationRecord:
+        if len(refused) < 3:
+            refused.append(hostler.Conflict(Reason.CLAIM_CONFLICT, "Too many others.", retry_after_s=0.01))
+            raise refused[-1]
+        return await accept(self, decide)
+
+    monkeypatch.setattr(Writer, "accept", after_a_storm)
+    done = await (await sdk.create_vm("web-1", **DISK)).wait(CLI_S)
+    assert (done.vm.name, len(refused)) == ("vms/web-1", 3)
 
 
 FAR_S = 0.15
