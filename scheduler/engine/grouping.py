@@ -46,12 +46,12 @@ class Group:
         """Decide, and make room for what was decided; False: it has to wait for another group. The first one always has room."""
         try:
             value, transaction = plan(self._state)
-        except Exception as error:  # a refusal, or a defect: it belongs to whoever asked
+            if not self._add(transaction):
+                return False
+        except Exception as error:  # a refusal, or a defect: it belongs to whoever asked, and the others are not to suffer from it
             self.answers.append(Answer(error=error))
-            return True
-        if not self._add(transaction):
-            return False
-        self.answers.append(Answer(value))
+        else:
+            self.answers.append(Answer(value))
         return True
 
     @property

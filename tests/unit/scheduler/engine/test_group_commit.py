@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
@@ -231,3 +232,15 @@ async def test_two_of_a_group_that_know_nothing_of_each_other_do_not_overwrite_e
         assert first is True
         assert isinstance(second, Conflict)
         assert stage.mirror.state.flavors["small"].record == flavors[0]
+
+
+async def test_a_defect_of_one_decision_is_its_own() -> None:
+    """Everybody who waits beside a decision that cannot be written is told of its defect, one after the other."""
+    async with staged() as stage:
+        await stage.node("n1", 5)
+        broken = FlavorRecord("broken", 1, cast("int", object()), 0, ServiceClass.BURSTABLE)
+        defect = stage.writer.apply(lambda state: Transaction({flavor_key("broken"): 0}, {flavor_key("broken"): broken}))
+        *created, failed = await asyncio.gather(*map(stage.create, names(3)), defect, return_exceptions=True)
+        assert isinstance(failed, TypeError)
+        assert created == ["n1"] * 3
+        assert stage.sound()
