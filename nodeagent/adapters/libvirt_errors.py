@@ -73,6 +73,11 @@ def is_absent(error: libvirt.libvirtError) -> bool:
     return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
 
 
+def is_denied(error: libvirt.libvirtError) -> bool:
+    """QEMU may not open a file of its own."""
+    return "Permission denied" in (error.get_error_message() or "")
+
+
 def _is_unreachable(error: libvirt.libvirtError) -> bool:
     """Connecting failed in the kernel: no socket, nobody listens."""
     return bool(error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_error_domain() == libvirt.VIR_FROM_RPC)

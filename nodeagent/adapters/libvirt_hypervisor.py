@@ -329,11 +329,24 @@ class LibvirtHypervisor:
         def resume(domain: libvirt.virDomain) -> None:
             try:
                 domain.resume()
-            except libvirt.libvirtError:  # asked first, its state would cost a guest that stands still a round trip
-                if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            except libvirt.libvirtError as err:  # asked first, its state would cost a guest that stands still a round trip
+                if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+                    return
+                if not (libvirt_errors.is_denied(err) and self._own_images(vm_uid, domain)):
                     raise
+                domain.resume()
 
         await self._act_on("resume", vm_uid, resume)
+
+    def _own_images(self, vm_uid: str, domain: libvirt.virDomain) -> bool:
+        """A source's libvirt that took the end of a migrated guest for a crash has given its shared images back to root; they are this QEMU's now."""
+        paths = domain_shape.disk_sources(domain.XMLDesc())
+        log.warning("the VM's QEMU may not open its images; they are made its own", vm_uid=vm_uid, images=paths)
+        try:
+            return self._processes.own(vm_uid, paths)
+        except OSError as err:
+            log.warning("the VM's images cannot be made its own", vm_uid=vm_uid, reason=err.strerror)
+            return False
 
     async def press_power_button(self, vm_uid: str) -> None:
         await self._act_on("power button", vm_uid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))

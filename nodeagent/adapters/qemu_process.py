@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,8 @@ FREEZE_WAIT_S = 0.01
 """SIGSTOP is taken within 1 ms by a QEMU that gets a CPU; whoever freezes looks at `is_frozen` afterwards in any case."""
 FREEZE_LOOK_S = 0.0002
 """Between two looks, asleep: each of its threads needs a CPU for a moment to stop, and whoever waits must not be what holds it."""
+FILE_SYSTEM_ID = 3
+"""Of the four ids that /proc/PID/status tells of user and group: real, effective, saved, and this one."""
 DEATH_DEADLINE_S = 5.0
 """SIGKILL takes 4-12 ms; longer means that the kernel waits for storage."""
 
@@ -57,6 +59,12 @@ class QemuProcesses:
         pid = self.pid(vm_uid)
         return pid != 0 and all(state in ("T", "t") for state in _thread_states(pid))
 
+    def own(self, vm_uid: str, paths: Iterable[str]) -> bool:
+        """Give these files to the user that the VM's QEMU runs as; whether one was somebody else's. Raises OSError; blocks with the file system."""
+        with self._opened(vm_uid) as found:
+            user = None if found is None else _user(found[0])
+            return user is not None and any([_owned(path, user) for path in paths])
+
     async def kill(self, vm_uid: str) -> None:
         """SIGKILL and wait for its death; no error if there is no process. Raises HypervisorUnavailable if it does not die in time."""
         with self._opened(vm_uid) as found:
@@ -88,6 +96,29 @@ class QemuProcesses:
             return int((self._run_dir / f"{name}.pid").read_bytes())
         except (FileNotFoundError, ValueError):  # not written yet, or removed by libvirt
             return None
+
+
+def _user(pid: int) -> tuple[int, int] | None:
+    """The user and group that its file accesses are judged by."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    ids = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+    return int(ids["Uid"][FILE_SYSTEM_ID]), int(ids["Gid"][FILE_SYSTEM_ID])
+
+
+def _owned(path: str, user: tuple[int, int]) -> bool:
+    """Make it theirs; False: it was."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if (found.st_uid, found.st_gid) == user:
+            return False
+        os.fchown(descriptor, *user)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _pidfd(pid: int) -> int | None:

@@ -1,6 +1,7 @@
 """Signals past libvirt, on real processes that carry a UUID as QEMU does."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from nodeagent.adapters import qemu_process
 from nodeagent.adapters.qemu_process import QemuProcesses
 
 # Three threads that wait, then says that they are there.
@@ -101,3 +103,23 @@ def test_without_a_pid_there_is_no_process(tmp_path: Path, content: str | None) 
     assert processes.pid("a") == 0
     assert not processes.freeze("a")
     assert processes.pid("../a") == 0
+
+
+def test_an_image_that_was_taken_from_it_is_its_own_again(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that has arrived and stands still for ever: the source's libvirt gave its images back to root."""
+    processes, image, given = QemuProcesses(stand_in.run_dir), tmp_path / "disk.qcow2", list[tuple[int, int]]()
+    image.touch()
+    assert not processes.own(stand_in.uid, [str(image)])
+    monkeypatch.setattr(qemu_process, "_user", lambda _pid: (64055, 64056))
+    monkeypatch.setattr(os, "fchown", lambda _descriptor, *user: given.append(user))
+    assert processes.own(stand_in.uid, [str(image)])
+    assert given == [(64055, 64056)]
+
+
+def test_what_is_made_its_own_is_no_link_and_of_no_stranger(stand_in: StandIn, stranger: StandIn, tmp_path: Path) -> None:
+    """A link planted in a pool would give another file away."""
+    image = tmp_path / "disk.qcow2"
+    image.symlink_to("/etc/shadow")
+    with pytest.raises(OSError, match="symbolic links"):
+        QemuProcesses(stand_in.run_dir).own(stand_in.uid, [str(image)])
+    assert not QemuProcesses(stranger.run_dir).own(stranger.uid, [str(image)])
