@@ -39,6 +39,8 @@ class Capability(Enum):
     """`add_unmanaged`."""
     HANDS = auto()
     """`by_hand` and `undo_by_hand`."""
+    OWNERS = auto()
+    """`take_images`."""
 
 
 class HandEdit(Enum):
@@ -93,6 +95,9 @@ class Rig(Protocol):
 
     async def same_disks(self, vm: ContractVM) -> bool:
         """Whether the guest would read the same from both hosts' files of a `local` VM."""
+
+    async def take_images(self, host: int, vm: ContractVM) -> None:
+        """OWNERS: make the VM's images root's alone."""
 
     async def add_unmanaged(self, host: int) -> str:
         """UNMANAGED: a domain that Hostler did not make; its uuid."""

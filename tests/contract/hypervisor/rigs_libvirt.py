@@ -61,7 +61,10 @@ class OutsideHypervisor(LibvirtHypervisor):
         self._root = f"/proc/{host.space.holder().pid}/root"
 
     async def locks(self, disk_paths: tuple[str, ...]) -> Locks:
-        return await super().locks(tuple(f"{self._root}{path}" for path in disk_paths))
+        return await super().locks(tuple(map(self._reached, disk_paths)))
+
+    def _reached(self, image: str) -> str:
+        return f"{self._root}{image}"
 
 
 _measured: list[Acceleration] = []
@@ -154,6 +157,12 @@ class LibvirtRig:
             return 0 if record is None else record.counter
         ring = layout.parse_ring(found)
         return ring[-1].counter if ring else 0
+
+    async def take_images(self, host: int, vm: ContractVM) -> None:
+        for path in vm.disk_paths[host].values():
+            image = f"/proc/{self.hosts[host].space.holder().pid}/root{path}"
+            await asyncio.to_thread(os.chown, image, 0, 0)
+            await asyncio.to_thread(os.chmod, image, 0o600)
 
     async def add_unmanaged(self, host: int) -> str:
         stranger = str(uuid.uuid4())

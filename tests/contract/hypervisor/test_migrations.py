@@ -93,6 +93,16 @@ async def test_a_copy_arrives_paused_with_the_new_tag_and_the_source_is_gone(rig
     assert await rig.hypervisor(0).domain(vm.uid) is None
 
 
+@needs(Capability.MIGRATION, Capability.OWNERS)
+async def test_a_copy_whose_images_were_taken_from_it_is_resumed(rig: Rig) -> None:
+    """A guest that stands still for ever: the source's libvirt took its end for a crash, and gave its images back to root."""
+    vm = await started(rig)
+    await migrate(rig, vm)
+    await rig.take_images(1, vm)
+    await rig.hypervisor(1).resume(vm.uid)
+    assert await power(rig, vm, 1) is Power.RUNNING
+
+
 @needs(Capability.MIGRATION)
 async def test_the_events_of_a_migration_come_in_order(rig: Rig) -> None:
     """SWITCHED is the last moment of the source's execution, STOPPED_MIGRATED the proof that it will not execute again."""
