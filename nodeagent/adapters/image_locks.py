@@ -4,18 +4,12 @@ QEMU holds byte 100+n while it uses permission n of an image and 200+n while it 
 when a migration switches over and takes them again to run. On network file systems the locks do not show in /proc/PID/fdinfo, but the query
 sees them from every host. Only the permissions to write and to resize are asked about: a reader, a backup say, holds bytes 100 and 201
 and is not a writer. The query may hang with the file system, so it runs in a thread with a deadline.
-
-Opening an image on a network file system takes as long as a question. A guest that switches over stands still meanwhile, so its images are opened
-when its copy begins (`at_hand`).
 """
 
 import errno
 import fcntl
 import os
 import struct
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
 
 import structlog
 
@@ -35,12 +29,10 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSY
 
 
 class ImageLocks:
-    """The lock queries of one host. Thread-safe."""
+    """The lock queries of one host."""
 
     def __init__(self) -> None:
         self._calls = Calls(QUERIES_MAX, StorageUnavailable)
-        self._open: dict[str, int] = {}
-        self._guard = threading.Lock()
 
     async def ask(self, disk_paths: tuple[str, ...]) -> Locks:
         """HELD if one of the images is open for writing. UNPROVABLE: no images, or their file system has no such locks or fails, or one is missing.
@@ -50,64 +42,33 @@ class ImageLocks:
         if not disk_paths:
             return Locks.UNPROVABLE
         try:
-            return await self._calls.run(f"locks of {disk_paths[0]}", LOCK_DEADLINE_S, lambda: self.locks_of(disk_paths))
+            return await self._calls.run(f"locks of {disk_paths[0]}", LOCK_DEADLINE_S, lambda: locks_of(disk_paths))
         except OSError as err:
             log.warning("image locks cannot be asked", path=disk_paths[0], error=err.strerror)
             return Locks.UNPROVABLE
 
-    @contextmanager
-    def at_hand(self, disk_paths: Iterable[str]) -> Iterator[None]:
-        """Inside, these images are open for whoever asks. Blocks with the file system; one that cannot be opened now is left to the question."""
-        with ExitStack() as stack:
-            for path in disk_paths:
-                with suppress(OSError):
-                    stack.enter_context(self._kept(path, _opened(path)))
-            yield
 
-    @contextmanager
-    def _kept(self, path: str, fd: int) -> Iterator[None]:
-        with self._guard:
-            self._open[path] = fd
-        try:
-            yield
-        finally:
-            with self._guard:
-                if self._open.get(path) == fd:
-                    del self._open[path]
-            os.close(fd)  # may hang with the file system, so without the guard
-
-    def locks_of(self, disk_paths: tuple[str, ...]) -> Locks:
-        """Blocks with the file system. One writer decides, whatever the other images say."""
-        answers = [self._writer(path) for path in disk_paths]
-        if Locks.HELD in answers:
-            return Locks.HELD
-        return Locks.UNPROVABLE if Locks.UNPROVABLE in answers else Locks.FREE
-
-    def _writer(self, path: str) -> Locks:
-        with self._guard:
-            fd = os.dup(self._open[path]) if path in self._open else -1
-        if fd >= 0:
-            with suppress(OSError), closing(os.fdopen(fd, "rb", buffering=0)):  # one that was opened before its server went away
-                return _answer(fd)
-        try:
-            fd = _opened(path)
-        except FileNotFoundError:
-            return Locks.UNPROVABLE
-        with closing(os.fdopen(fd, "rb", buffering=0)):
-            return _answer(fd)
+def locks_of(disk_paths: tuple[str, ...]) -> Locks:
+    """Blocks with the file system. One writer decides, whatever the other images say."""
+    answers = [_writer(path) for path in disk_paths]
+    if Locks.HELD in answers:
+        return Locks.HELD
+    return Locks.UNPROVABLE if Locks.UNPROVABLE in answers else Locks.FREE
 
 
-def _opened(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-
-def _answer(fd: int) -> Locks:
+def _writer(path: str) -> Locks:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return Locks.UNPROVABLE
     try:
         return Locks.HELD if _is_written(fd) else Locks.FREE
     except OSError as err:
         if err.errno in _NO_LOCKS:
             return Locks.UNPROVABLE
         raise
+    finally:
+        os.close(fd)
 
 
 def _is_written(fd: int) -> bool:

@@ -1,6 +1,5 @@
 """Image locks as QEMU's own tools take them."""
 
-import errno
 import fcntl
 import os
 import struct
@@ -11,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from nodeagent.adapters import image_locks
-from nodeagent.adapters.image_locks import ImageLocks
+from nodeagent.adapters.image_locks import ImageLocks, locks_of
 from nodeagent.ports import Locks, StorageUnavailable
 
 F_OFD_SETLK = 37
-
-
-def locks_of(paths: tuple[str, ...]) -> Locks:
-    return ImageLocks().locks_of(paths)
 
 
 @pytest.fixture
@@ -99,49 +94,6 @@ def test_one_writer_decides_whatever_the_others_say(image: str, tmp_path: Path) 
     Path(free).touch()
     assert locks_of((free, image)) is Locks.HELD
     assert locks_of((str(tmp_path / "missing"), image)) is Locks.HELD
-
-
-def test_what_is_at_hand_is_asked_anew_each_time(image: str, writer: Holder) -> None:
-    """The locks of when the copy began would be told: of a writer that is not there any more, while the guest stands still."""
-    locks = ImageLocks()
-    with locks.at_hand((image, f"{image}-missing")):
-        assert locks.locks_of((image,)) is Locks.HELD
-        writer.end()
-        assert locks.locks_of((image,)) is Locks.FREE
-        assert locks.locks_of((f"{image}-missing",)) is Locks.UNPROVABLE
-    assert not locks._open
-
-
-def test_what_is_at_hand_is_not_opened_again(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening takes as long as a question, and the guest stands still."""
-    locks, opened = ImageLocks(), list[str]()
-    really = os.open
-
-    def noted(path: str, flags: int) -> int:
-        opened.append(path)
-        return really(path, flags)
-
-    monkeypatch.setattr(os, "open", noted)
-    with locks.at_hand((image,)):
-        assert locks.locks_of((image,)) is Locks.FREE
-        assert locks.locks_of((image,)) is Locks.FREE
-    assert opened == [image]
-
-
-def test_what_was_at_hand_and_fails_is_opened_again(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that was away in between would leave the handoff without an answer for as long as libvirt's call runs."""
-    locks, really, asked = ImageLocks(), fcntl.fcntl, list[int]()
-
-    def broken_first(fd: int, command: int, flock: bytes) -> bytes:
-        asked.append(fd)
-        if len(asked) == 1:
-            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
-        return really(fd, command, flock)
-
-    with locks.at_hand((image,)):
-        monkeypatch.setattr(fcntl, "fcntl", broken_first)
-        assert locks.locks_of((image,)) is Locks.FREE
-    assert len(asked) == 2
 
 
 async def test_what_proves_nothing_is_said_to_prove_nothing(tmp_path: Path) -> None:
